@@ -1,0 +1,309 @@
+// Ops: the one interface between a model and the machine it runs on. Three implementations pass one
+// conformance suite (tests/kernels/ops_test.cc): reference/ (plain loops, the specification), cpu/ and cuda/.
+//
+// Queue: every call that takes a ...Params enqueues work on one ordered queue and may return before it is done;
+// pointers in the params (device pointers unless said otherwise) must stay valid until then. A backend on the CPU
+// runs the work at once. Nothing here allocates except Allocate, PackWeight, MakeRopeTable and CreateKvCache.
+//
+// Determinism (invariant 3 of the design): each output element has one arithmetic, a function of its own inputs
+// only: the same bits whatever T is, whatever rows stand beside it, however rows are cut into calls.
+//
+// Letters: T rows (tokens) of a call, K/N a weight's inputs/outputs, H/G query/KV heads of this rank, R rows that
+// need logits, V vocabulary, E experts. Matrices are row-major with unit column stride.
+// Errors: InvalidArgument naming the field, its value and what would be right; Internal for a device fault.
+// Thread safety: one thread at a time per Ops.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/dtype.h"
+#include "base/shard_plan.h"
+
+namespace phalanx {
+
+// A view of a matrix of activations in device memory, in Ops::activation_dtype() unless a field says fp32.
+struct Matrix {
+  void* data = nullptr;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t stride = 0;  // elements between rows, >= cols
+};
+
+// Device memory, freed with the object. Zeroed at birth, 64-byte aligned.
+class Buffer {
+ public:
+  virtual ~Buffer() = default;
+  virtual void* data() = 0;
+  virtual int64_t bytes() const = 0;
+};
+
+// ---- Weights -------------------------------------------------------------------------------------------------
+
+// A matrix [rows, cols] as it lies in a file: row-major in `dtype`, blocks along cols. Host memory (a mapping).
+struct WeightSource {
+  const void* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+};
+
+struct WeightPiece {
+  WeightSource source;
+  Range rows;  // rows of the source that this piece takes
+};
+
+// Packs y = x W^T. Rows of the pieces are concatenated: N = sum of piece rows.
+struct PackWeightParams {
+  std::vector<WeightPiece> pieces;
+  // Columns of the sources that are taken: K = cols.size(). A cut inside a quantisation block is legal.
+  Range cols;
+  // For a product whose K is sharded: the cuts, in source columns, between the rank's shards first_shard,
+  // first_shard+1, ...; shard i takes [shard_cuts[i], shard_cuts[i+1]); front() == cols.begin, back() ==
+  // cols.end; a shard may be empty. Empty vector: K is not sharded and the weight belongs to Matmul.
+  std::vector<int64_t> shard_cuts;
+  int first_shard = 0;
+};
+
+// A backend's own layout of a weight.
+class PackedWeight {
+ public:
+  virtual ~PackedWeight() = default;
+  virtual int64_t n() const = 0;
+  virtual int64_t k() const = 0;
+  virtual int64_t bytes() const = 0;                          // device memory held
+  virtual const std::vector<Subtree>& subtrees() const = 0;   // of a K-sharded weight; empty otherwise
+};
+
+// y = x W^T (+ bias), fp32 accumulation, rounded once to y's type.
+struct MatmulParams {
+  Matrix x;                            // [T, K]
+  const PackedWeight* weight = nullptr;  // not K-sharded
+  const float* bias = nullptr;         // [N] fp32, may be null
+  Matrix y;                            // [T, N]
+  bool y_fp32 = false;                 // y holds fp32 whatever the activation type (logits)
+};
+
+// sums[i] = x[:, columns of subtree i] W^T: one fp32 matrix for each of weight->subtrees(), left to right. Inside
+// a subtree the sums of shards are added in the tree's order (base/shard_plan.h), an empty shard being +0.
+struct ShardedMatmulParams {
+  Matrix x;                              // [T, K]
+  const PackedWeight* weight = nullptr;  // K-sharded
+  float* sums = nullptr;                 // [num_subtrees, T, N] contiguous
+};
+
+// Mixture of experts: y[t] = sum over j of weights[t, j] * (x[t] W_e^T), e = ids[t, j], in rising order of e inside
+// each subtree of shards; an expert absent from this rank (null) adds nothing.
+struct GroupedMatmulParams {
+  Matrix x;                                   // [T * top_k or T, K]: see x_per_choice
+  bool x_per_choice = false;                  // x has a row per (t, j), at t * top_k + j, instead of one per t
+  std::vector<const PackedWeight*> experts;   // [E], equal N and K; null where another rank holds it
+  const int32_t* ids = nullptr;               // [T, top_k]
+  const float* weights = nullptr;             // [T, top_k] fp32; null: no combine, y has a row per (t, j)
+  int top_k = 0;
+  int64_t num_tokens = 0;                     // T
+  Matrix y;                                   // [T, N] fp32 when combined, else [T * top_k, N] activations
+};
+
+// Expert routing (DeepSeek-V3's noaux_tc; a plain softmax top-k with one group and no bias).
+struct RouteParams {
+  const float* scores = nullptr;  // [T, E] fp32 router outputs before the scoring function
+  int64_t num_tokens = 0;         // T
+  int num_experts = 0;            // E
+  const float* bias = nullptr;    // [E] added for the selection only; may be null
+  bool sigmoid = true;            // else softmax over E
+  int num_groups = 1;             // E is cut into equal groups; a group's score: sum of its two best
+  int top_groups = 1;             // groups kept
+  int top_k = 1;                  // experts kept among those, best first (ties: lower id)
+  bool normalize = true;          // divide the kept scores by their sum
+  float scale = 1.0f;             // then multiply
+  int32_t* ids = nullptr;         // out [T, top_k], rising
+  float* weights = nullptr;       // out [T, top_k], of ids
+};
+
+// ---- Elementwise ---------------------------------------------------------------------------------------------
+
+// x[t] = table row of token t. A token is a literal id, or an id sampled by the step before, still on the device.
+struct EmbedParams {
+  WeightSource table;                       // [V, hidden], host mapping: backends keep what they need of it (see
+                                            // RegisterTable in cuda/); CPU backends read only the rows touched
+  const int32_t* token_ids = nullptr;       // [T]; used where from_sampled is null or -1
+  const int32_t* from_sampled = nullptr;    // [T] index into `sampled`, -1 for a literal; may be null
+  const int32_t* sampled = nullptr;         // ids sampled by the step before
+  Matrix x;                                 // out [T, hidden]
+};
+
+// residual[t] += add[t] where add is given; then y[i] = rmsnorm(residual[rows[i]]) * weight, fp32 inside. The sum of squares
+// has one fixed order. source: https://arxiv.org/abs/1910.07467
+struct RmsNormParams {
+  Matrix residual;                 // [T, hidden], updated in place when add is given
+  const float* add = nullptr;      // [T, hidden] fp32 contiguous, may be null
+  const float* weight = nullptr;   // [hidden] fp32
+  float eps = 1e-5f;
+  const int32_t* rows = nullptr;   // [y.rows] rows of residual to normalise; null: all
+  Matrix y;                        // [T or number of rows, hidden]
+};
+
+// y = silu(gate) * up. source: https://arxiv.org/abs/2002.05202
+struct SwiGluParams {
+  Matrix gate_up;  // [T, 2F]: gate | up
+  Matrix y;        // [T, F]
+};
+
+// ---- Attention -----------------------------------------------------------------------------------------------
+
+// cos and sin of one RoPE mode for positions [0, num_positions), made once from a RopeConfig.
+class RopeTable {
+ public:
+  virtual ~RopeTable() = default;
+};
+
+// Shape of a paged KV cache of one rank. Blocks hold block_size consecutive positions of all layers.
+struct KvCacheShape {
+  int num_layers = 0;
+  int num_kv_heads = 0;   // of this rank; may be 0
+  int key_dim = 0;        // MLA: 576, the latent and the rotated key
+  int value_dim = 0;      // MLA: 0, values are the first value channels of the key row
+  int block_size = 0;     // positions a block; divides kAttentionChunk
+};
+inline constexpr int kAttentionChunk = 256;
+
+class KvCache {
+ public:
+  virtual ~KvCache() = default;
+  virtual const KvCacheShape& shape() const = 0;
+  virtual int64_t num_blocks() const = 0;
+};
+
+// Rotates q (in place) and k, rounds k and v to the cache's type and writes them to their slots.
+struct RopeStoreKvParams {
+  Matrix q;                              // [T, H * key_dim], rotated in place
+  Matrix k;                              // [T, G * key_dim]
+  Matrix v;                              // [T, G * value_dim]; cols 0 for MLA
+  int num_heads = 0;                     // H
+  const int32_t* positions = nullptr;    // [T]
+  const int32_t* rope_mode = nullptr;    // [T] index into tables
+  std::vector<const RopeTable*> tables;
+  int rope_offset = 0;                   // first rotated channel of a head (MLA: 512)
+  KvCache* cache = nullptr;
+  int layer = 0;
+  const int64_t* slots = nullptr;        // [T] block * block_size + offset; negative: do not store
+};
+
+// A sequence's rows in a call: `num_rows` consecutive rows of q at consecutive positions from first_position.
+struct AttentionSequence {
+  int64_t first_row = 0;
+  int64_t num_rows = 0;
+  int64_t first_position = 0;
+  const int32_t* block_table = nullptr;  // [>= blocks up to the last position]; entries beyond are never read
+};
+
+// Causal attention over the paged cache; row at position p sees keys 0..p. Keys are taken in chunks of
+// kAttentionChunk aligned at position 0; a chunk's fp32 partial (max, sum, output) is made in one fixed order and
+// partials are combined left to right, in prefill and decode alike. Unused slots are never read into a result.
+struct AttentionParams {
+  Matrix q;                                   // [T, H * key_dim], rotated
+  int num_heads = 0;                          // H
+  const int32_t* kv_head_of = nullptr;        // [H] host memory: rank-local KV head of each query head
+  const KvCache* cache = nullptr;
+  int layer = 0;
+  float scale = 0;                            // usually 1 / sqrt(key_dim)
+  int latent_value_dim = 0;                   // MLA: values are the first this-many channels of the key; else 0
+  std::vector<AttentionSequence> sequences;   // host memory
+  Matrix out;                                 // [T, H * value_dim (or latent_value_dim)]
+};
+
+// ---- Sampling ------------------------------------------------------------------------------------------------
+
+// How one row of logits becomes a token. Order: logits / temperature, top-k, top-p, draw.
+struct SampleRow {
+  float temperature = 0;     // 0: the largest logit (ties: lowest id)
+  int32_t top_k = 0;         // 0: all
+  float top_p = 1.0f;        // smallest set of best tokens whose probability reaches it
+  // The draw is Philox4x32-10 with key = seed, counter = (position, choice): independent of everything else.
+  uint64_t seed = 0;
+  uint32_t choice = 0;
+  uint64_t position = 0;     // of the sampled token in its sequence
+  int32_t target = -1;       // >= 0: draw nothing; `ids` gets it and log-probabilities are of it (prompt tokens)
+  int32_t num_top = -1;      // -1: no log-probabilities; else also this many best tokens, at most kMaxTopLogprobs
+};
+inline constexpr int kMaxTopLogprobs = 20;
+
+// Log-probabilities are of the raw distribution: log softmax of the logits before temperature and masks, fp32.
+struct SampleParams {
+  const float* logits = nullptr;  // [R, V]: shares of num_shares ranks, see below
+  int64_t num_rows = 0;           // R
+  int64_t vocab_size = 0;         // V
+  // Logits as AllGather leaves them: share s is a matrix [R, share_cols]; its row r holds the logits of tokens
+  // [share_begin[s], share_begin[s+1]), the rest is padding and never read.
+  int num_shares = 1;
+  int64_t share_cols = 0;
+  std::vector<int64_t> share_begin;  // [num_shares + 1], host memory
+  std::vector<SampleRow> rows;       // [R], host memory
+  int32_t* ids = nullptr;            // out [R]
+  float* logprobs = nullptr;         // out [R] of ids; may be null
+  int32_t* top_ids = nullptr;        // out [R, kMaxTopLogprobs], best first; may be null
+  float* top_logprobs = nullptr;     // out, likewise
+};
+
+// ---- The interface -------------------------------------------------------------------------------------------
+
+enum class CopyKind { kToDevice, kToHost, kOnDevice };
+
+struct OpsInfo {
+  std::string backend;          // "reference", "cpu", "cuda"
+  std::string instruction_set;  // "scalar", "avx2", "amx-bf16", "sm_90a": part of the group's fingerprint
+  std::string device;           // for people: the CPU's or GPU's name
+  DType weight_dtype = DType::kF32;  // what PackWeight widens or narrows weights to
+  DType kv_dtype = DType::kF32;
+  int kernel_version = 0;       // raised whenever a kernel's bits change
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  virtual const OpsInfo& info() const = 0;
+  virtual DType activation_dtype() const = 0;
+
+  virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes) = 0;
+  virtual absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeight(const PackWeightParams& params) = 0;
+  virtual absl::StatusOr<std::unique_ptr<RopeTable>> MakeRopeTable(const RopeConfig& config, int64_t num_positions) = 0;
+  virtual int64_t KvBlockBytes(const KvCacheShape& shape) const = 0;
+  virtual absl::StatusOr<std::unique_ptr<KvCache>> CreateKvCache(const KvCacheShape& shape, int64_t num_blocks) = 0;
+  virtual absl::Status Copy(void* to, const void* from, int64_t bytes, CopyKind kind) = 0;
+  // Waits until the queue is empty, no longer than `timeout_ms` (DeadlineExceeded).
+  virtual absl::Status Synchronize(int64_t timeout_ms) = 0;
+
+  virtual absl::Status Embed(const EmbedParams& params) = 0;
+  virtual absl::Status RmsNorm(const RmsNormParams& params) = 0;
+  virtual absl::Status Matmul(const MatmulParams& params) = 0;
+  virtual absl::Status ShardedMatmul(const ShardedMatmulParams& params) = 0;
+  virtual absl::Status SwiGlu(const SwiGluParams& params) = 0;
+  virtual absl::Status RopeStoreKv(const RopeStoreKvParams& params) = 0;
+  virtual absl::Status Attention(const AttentionParams& params) = 0;
+  virtual absl::Status Route(const RouteParams& params) = 0;
+  virtual absl::Status GroupedMatmul(const GroupedMatmulParams& params) = 0;
+  virtual absl::Status Sample(const SampleParams& params) = 0;
+};
+
+enum class Compute { kFp32, kFast };
+
+struct OpsOptions {
+  // "auto": the host's best rung; or the name of one: "reference", "avx2", "amx". One the host lacks is
+  // FailedPrecondition naming the rung and the missing CPU feature.
+  std::string rung = "auto";
+  Compute compute = Compute::kFast;
+  int num_threads = 1;
+};
+
+// The backend factory (kernels/ops.cc, the only place that knows backends).
+absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const OpsOptions& options);
+// Rungs this host can run, slowest first; "reference" always.
+std::vector<std::string> AvailableRungs();
+
+}  // namespace phalanx
