@@ -1,0 +1,62 @@
+// ModelRunner: one rank's half of a step. It applies a StepPlan to its block tables, runs the model on its shard and
+// leaves logits where the leader samples them. It knows nothing of requests.
+//
+// Per step, on every rank, in this order:  Launch(plan) -> logits;  leader: Sample;  ShareSampled (Broadcast of ids).
+// Thread safety: one thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "base/gguf.h"
+#include "base/model_config.h"
+#include "base/shard_plan.h"
+#include "kernels/ops.h"
+#include "worker/collective/collective.h"
+#include "worker/scheduler.h"
+#include "worker/step_plan.h"
+
+namespace phalanx {
+
+struct ModelRunnerOptions {
+  int max_tokens_per_step = 512;
+  int max_logits_per_step = 128;
+  int64_t context_length = 0;
+  int block_size = 32;
+  // Blocks this rank could hold; the group takes the minimum over its ranks.
+  int64_t kv_bytes = 0;         // memory for the KV cache on this rank
+  int64_t max_kv_blocks = 0;    // never more than this (sequences x context is enough)
+};
+
+class ModelRunner {
+ public:
+  // Loads this rank's slices of the weights, meets the other ranks (AllGather of what each can hold) and makes the KV
+  // cache. The objects outlive the runner. Errors name the tensor, key or limit.
+  static absl::StatusOr<std::unique_ptr<ModelRunner>> Create(const GgufFile& file, const ModelConfig& config,
+                                                             const ShardPlan& plan, int rank, Ops* ops,
+                                                             Collective* collective, const ModelRunnerOptions& options);
+  ~ModelRunner();
+
+  // Runs the plan: tokens, layers, logits of the rows that ask for them (gathered on every rank).
+  absl::Status Launch(const StepPlan& plan);
+  // The leader, after Launch: samples and reads the results back. Samples has plan.num_logits() rows.
+  absl::StatusOr<StepResult> Sample(const std::vector<SampleRow>& samples);
+  // Every rank, after Launch (the leader: after Sample): the ids sampled reach all ranks, for the next plan's
+  // references. A step without logits shares nothing.
+  absl::Status ShareSampled();
+
+  // Logits of the last Launch as [num_logits, vocab_size] fp32, for tests and log-probability tools.
+  absl::StatusOr<std::vector<float>> ReadLogits();
+
+  int64_t num_kv_blocks() const;
+  int64_t memory_bytes() const;   // weights and KV cache of this rank
+
+ private:
+  struct Impl;
+  explicit ModelRunner(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace phalanx

@@ -1,0 +1,130 @@
+// The leader's scheduler: which tokens run in which step. Pure: events in, values out; no clock, threads or I/O.
+// Continuous batching under a token budget: decode rows first, then prompt chunks in order of arrival. Until
+// preemption exists a request is admitted only when blocks for its prompt and max_tokens are free, so an admitted
+// request always finishes.
+//
+// Pipeline: Plan() for step n+1 may be called before Commit() of step n. A row of n+1 whose sequence proves
+// finished by step n is discarded at Commit. A decision about position p reads the log up to p-2 only.
+//
+// Invariants (CheckInvariants): every block is free or held by exactly one sequence; a sequence's rows are at consecutive
+// positions; the budget and the batch limit hold in every plan.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/ops.h"
+#include "worker/kv_blocks.h"
+#include "worker/step_plan.h"
+
+namespace phalanx {
+
+struct SchedulerOptions {
+  int64_t num_blocks = 0;
+  int block_size = 32;
+  int64_t context_length = 0;      // longest prompt + generation
+  int max_tokens_per_step = 512;   // the token budget
+  int max_sequences = 64;          // running at once
+  int max_logits_per_step = 128;   // logits rows a step may ask for (prompt log-probabilities are cut to it)
+  int max_queued = 1024;           // waiting requests; beyond: ResourceExhausted
+};
+
+// A request as the leader gets it; every default is resolved.
+struct SequenceRequest {
+  uint64_t source = 0;    // which coordinator (the leader's number for its stream); queues are served fairly, one each in turn
+  uint64_t request = 0;   // unique in that coordinator
+  uint32_t attempt = 0;
+  std::vector<int32_t> prompt;
+  std::vector<int32_t> generated;   // tokens said by an earlier attempt; the sequence goes on after them
+  SampleRow sampling;               // position and target are filled in per row
+  int32_t max_tokens = 0;           // in all, `generated` included
+  std::vector<int32_t> stop_ids;
+  int32_t logprobs = -1;            // as SampleRow::num_top
+  int32_t prompt_logprobs = -1;
+  uint32_t rope_mode = 0;
+};
+
+enum class Admission { kAccepted, kQueued };
+
+// What Sample must do for each logits row of a plan, in order.
+struct PlannedStep {
+  StepPlan plan;
+  std::vector<SampleRow> samples;  // [plan.num_logits()]
+};
+
+struct TokenLogprobs {
+  int32_t id = 0;
+  float logprob = 0;
+  std::vector<std::pair<int32_t, float>> top;  // best first
+};
+
+// Results of a step's logits rows, in order, as read back from Ops::Sample.
+struct StepResult {
+  std::vector<int32_t> ids;               // [num_logits]
+  std::vector<TokenLogprobs> logprobs;    // [num_logits]; filled where asked for
+};
+
+enum class Finish { kNone, kStop, kLength };
+
+// What a step said about one sequence.
+struct SequenceOutput {
+  uint64_t source = 0;
+  uint64_t request = 0;
+  uint32_t attempt = 0;
+  int32_t offset = 0;                     // generated tokens before `tokens`
+  std::vector<int32_t> tokens;            // includes a stop token that ended the sequence
+  std::vector<TokenLogprobs> logprobs;    // one per token when asked for
+  int32_t prompt_first_position = 0;      // of prompt_logprobs[0]
+  std::vector<TokenLogprobs> prompt_logprobs;
+  Finish finish = Finish::kNone;
+  std::optional<int32_t> stop_id;
+};
+
+struct SchedulerLoad {
+  int64_t blocks_used = 0;
+  int running = 0;
+  int queued = 0;
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(const SchedulerOptions& options);
+  ~Scheduler();
+
+  // InvalidArgument (prompt empty or over the context, token limits), ResourceExhausted (queue full, or more blocks
+  // than exist), AlreadyExists (the same request and attempt).
+  absl::StatusOr<Admission> Submit(SequenceRequest request);
+  // Forgets a request wherever it is; unknown ones are ignored. Its blocks return with the next plan.
+  void Abort(uint64_t source, uint64_t request);
+  // All requests of a coordinator whose stream ended.
+  void AbortSource(uint64_t source);
+
+  // The next step, or nothing when there is nothing to run. At most one planned step may be uncommitted when called.
+  std::optional<PlannedStep> Plan();
+  // Results of the oldest uncommitted step.
+  std::vector<SequenceOutput> Commit(const StepResult& result);
+
+  // Requests that Submit queued and a later Plan admitted since the last call: (source, request, attempt).
+  struct Admitted {
+    uint64_t source;
+    uint64_t request;
+    uint32_t attempt;
+  };
+  std::vector<Admitted> TakeAdmitted();
+
+  SchedulerLoad load() const;
+  bool idle() const;  // nothing running, queued or uncommitted
+  absl::Status CheckInvariants() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace phalanx
