@@ -17,6 +17,7 @@
 #include "worker/collective/collective.h"
 #include "worker/scheduler.h"
 #include "worker/step_plan.h"
+#include "worker/step_runner.h"
 
 namespace phalanx {
 
@@ -30,22 +31,19 @@ struct ModelRunnerOptions {
   int64_t max_kv_blocks = 0;    // never more than this (sequences x context is enough)
 };
 
-class ModelRunner {
+class ModelRunner : public StepRunner {
  public:
   // Loads this rank's slices of the weights, meets the other ranks (AllGather of what each can hold) and makes the KV
   // cache. The objects outlive the runner. Errors name the tensor, key or limit.
   static absl::StatusOr<std::unique_ptr<ModelRunner>> Create(const GgufFile& file, const ModelConfig& config,
                                                              const ShardPlan& plan, int rank, Ops* ops,
                                                              Collective* collective, const ModelRunnerOptions& options);
-  ~ModelRunner();
+  ~ModelRunner() override;
 
-  // Runs the plan: tokens, layers, logits of the rows that ask for them (gathered on every rank).
-  absl::Status Launch(const StepPlan& plan);
-  // The leader, after Launch: samples and reads the results back. Samples has plan.num_logits() rows.
-  absl::StatusOr<StepResult> Sample(const std::vector<SampleRow>& samples);
-  // Every rank, after Launch (the leader: after Sample): the ids sampled reach all ranks, for the next plan's
-  // references. A step without logits shares nothing.
-  absl::Status ShareSampled();
+  // As StepRunner states; logits are gathered on every rank.
+  absl::Status Launch(const StepPlan& plan) override;
+  absl::StatusOr<StepResult> Sample(const std::vector<SampleRow>& samples) override;
+  absl::Status ShareSampled() override;
 
   // Logits of the last Launch as [num_logits, vocab_size] fp32, for tests and log-probability tools.
   absl::StatusOr<std::vector<float>> ReadLogits();
