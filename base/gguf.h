@@ -1,5 +1,5 @@
-// Reads GGUF files (version 2 and 3, little endian). The file is memory-mapped and never copied: tensors are views into the
-// mapping. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+// Reads GGUF files (version 2 and 3, little endian). The file is memory-mapped and never copied: tensors are
+// views into the mapping. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 #pragma once
 
 #include <cstdint>
@@ -25,11 +25,10 @@ struct GgufTensor {
 };
 
 // Arrays of strings are views into the mapping.
-using GgufValue =
-    std::variant<uint64_t, int64_t, double, bool, std::string_view, std::vector<std::string_view>,
-                 std::vector<int64_t>, std::vector<double>>;
+using GgufValue = std::variant<uint64_t, int64_t, double, bool, std::string_view,
+                               std::vector<std::string_view>, std::vector<int64_t>, std::vector<double>>;
 
-// Thread safety: immutable after Open.
+// Thread safety: immutable after Open. The file must not be truncated while it is open (reads would fault).
 class GgufFile {
  public:
   // Errors name the file and the offending key, tensor or offset: NotFound (no such file), InvalidArgument
@@ -61,6 +60,10 @@ class GgufFile {
 
  private:
   GgufFile() = default;
+  // Fills everything below from the mapping.
+  absl::Status Parse();
+  template <typename T>
+  absl::StatusOr<const T*> Get(std::string_view key, std::string_view wanted) const;
 
   std::string path_;
   const uint8_t* map_ = nullptr;

@@ -7,22 +7,31 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/status/statusor.h"
+#include "base/gguf.h"
+
 namespace phalanx {
 
-// Token id -> bytes. Control tokens (kept apart from text) have is_control set; their bytes are their name.
+// Token id -> bytes. Control tokens (kept apart from text; unused and unknown ones too) have is_control set;
+// their bytes are their name.
 struct TokenBytes {
   std::vector<std::string> bytes;  // [vocab_size]
   std::vector<bool> is_control;    // [vocab_size]
 };
 
-// Finds the first occurrence of any of a set of byte strings in a stream fed in pieces. Feed returns what may
-// be passed on: bytes that can no longer be part of a match. Pure; linear in the stream for a bounded set.
+// Reads tokenizer.ggml.{model,tokens,token_type}. Unimplemented for a tokenizer model other than "gpt2"
+// (byte-level BPE); NotFound / InvalidArgument naming the key for missing or impossible entries.
+absl::StatusOr<TokenBytes> TokenBytesFromGguf(const GgufFile& file);
+
+// Finds the first occurrence of any of a set of byte strings in a stream fed in pieces: the one that ends
+// first, and of those that end together the longest, however the stream is cut. Feed returns what may be
+// passed on: bytes that can no longer be part of a match. Pure; linear in the stream for a bounded set.
 class StopMatcher {
  public:
   explicit StopMatcher(std::vector<std::string> stops);  // empty strings are ignored
 
-  // Appends `piece`; moves to `*out` all bytes that are certain not to begin a match. True once a stop string
-  // was found: then *out got everything before it, matched() is set, and further input is ignored.
+  // Reads on in `piece`; appends to `*out` all bytes that are certain not to begin a match. True once a stop
+  // string was found: then *out got everything before it, matched() is set, and further input is ignored.
   bool Feed(std::string_view piece, std::string* out);
   // The stream ended: the held-back bytes are no match.
   void Finish(std::string* out);
@@ -30,9 +39,15 @@ class StopMatcher {
   const std::string& matched() const { return matched_; }
 
  private:
-  std::vector<std::string> stops_;
-  size_t longest_ = 0;
-  std::string held_;
+  // A stop string and the Knuth-Morris-Pratt automaton that looks for it.
+  struct Stop {
+    std::string text;
+    std::vector<size_t> fallback;  // [text.size()] longest border of text[0..i]
+    size_t matched = 0;            // bytes of text that the stream ends with
+  };
+
+  std::vector<Stop> stops_;
+  std::string held_;  // the longest end of the stream that may begin a match
   std::string matched_;
 };
 
