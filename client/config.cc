@@ -1,0 +1,99 @@
+#include "client/config.h"
+
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "base/version.h"
+
+namespace phalanx {
+
+absl::Status Validate(const ClientConfig& c) {
+  const auto bad = [](const auto&... parts) { return absl::InvalidArgumentError(absl::StrCat(parts...)); };
+  if (c.server.rfind(':') == std::string::npos) {
+    return bad("--server '", c.server, "' is not HOST:PORT");
+  }
+  if (c.temperature && !(*c.temperature >= 0 && std::isfinite(*c.temperature))) {
+    return bad("--temperature ", *c.temperature, " is not a finite number >= 0");
+  }
+  if (c.top_p && !(*c.top_p > 0 && *c.top_p <= 1)) return bad("--top-p ", *c.top_p, " is not in (0, 1]");
+  if (c.top_k && *c.top_k < 0) return bad("--top-k ", *c.top_k, " is not >= 0");
+  if (c.max_tokens && *c.max_tokens < 0) return bad("--max-tokens ", *c.max_tokens, " is not >= 0");
+  if (!(c.timeout_seconds > 0)) return bad("--timeout ", c.timeout_seconds, " is not > 0 seconds");
+  if (!(c.connect_timeout_seconds > 0))
+    return bad("--connect-timeout ", c.connect_timeout_seconds, " is not > 0");
+  if (!(c.wait_seconds >= 0)) return bad("--wait ", c.wait_seconds, " is not >= 0 seconds");
+  if (c.compute != "fast" && c.compute != "fp32")
+    return bad("--compute '", c.compute, "' is not fast or fp32");
+  if (c.tensor_parallel < 1) return bad("--tp ", c.tensor_parallel, " is not >= 1");
+  if (c.shards < 0) return bad("--shards ", c.shards, " is not >= 1 (or 0 for the default)");
+  if (c.groups < 1) return bad("--groups ", c.groups, " is not >= 1");
+  if (c.context_length < 0)
+    return bad("--context ", c.context_length, " is not >= 1 (or 0 for the model's own)");
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::optional<int>* exit_code) {
+  ClientConfig c;
+  CLI::App app("phalanx: talk to a Phalanx cluster", "phalanx");
+  app.set_version_flag("--version", std::string("phalanx ") + kVersion);
+  app.require_subcommand(1);
+  app.fallthrough();
+  // One line an error.
+  app.failure_message([](const CLI::App*, const CLI::Error& e) {
+    return absl::StrCat("phalanx: ", e.what(), " (see phalanx --help)\n");
+  });
+  app.add_option("--server", c.server, "coordinator, HOST:PORT")
+      ->capture_default_str()
+      ->envname("PHALANX_SERVER");
+  app.add_option("--connect-timeout", c.connect_timeout_seconds, "seconds")->capture_default_str();
+
+  CLI::App* chat = app.add_subcommand("chat", "Ask a model; keeps the history. Ctrl-C cancels an answer");
+  chat->add_option("prompt", c.prompt, "one question; without it, lines are read from stdin");
+  chat->add_option("--model", c.model, "name; may be left out when one model is loaded");
+  chat->add_option("--system", c.system, "system message");
+  chat->add_option("--temperature", c.temperature, "0 takes the best token");
+  chat->add_option("--top-k", c.top_k, "0: all");
+  chat->add_option("--top-p", c.top_p, "in (0, 1]");
+  chat->add_option("--seed", c.seed, "makes the answer repeatable");
+  chat->add_option("--max-tokens", c.max_tokens, "tokens to generate at most");
+  chat->add_option("--stop", c.stop, "end the answer before this text (repeatable)")->allow_extra_args(false);
+  chat->add_flag("--ignore-eos", c.ignore_eos, "go on after the model's end token");
+  chat->add_option("--timeout", c.timeout_seconds, "seconds for one answer")->capture_default_str();
+  chat->add_flag("--quiet", c.quiet, "no usage line");
+  chat->callback([&c] { c.command = Command::kChat; });
+
+  CLI::App* status =
+      app.add_subcommand("status", "Models, groups, ranks, devices, KV use, tokens per second");
+  status->add_flag("--json", c.json, "as JSON");
+  status->callback([&c] { c.command = Command::kStatus; });
+
+  CLI::App* load = app.add_subcommand("load", "Serve a model from a GGUF file");
+  load->add_option("path", c.path, "file that the coordinator and the workers can read")->required();
+  load->add_option("--name", c.name, "for requests; default: the file's own name");
+  load->add_option("--tp", c.tensor_parallel, "ranks of a group")->capture_default_str();
+  load->add_option("--shards", c.shards, "0: the default of 8");
+  load->add_option("--groups", c.groups, "replicas")->capture_default_str();
+  load->add_option("--compute", c.compute, "fast or fp32")->capture_default_str();
+  load->add_option("--context", c.context_length, "longest prompt + answer; 0: the model's own");
+  load->add_option("--wait", c.wait_seconds, "seconds to wait until it is ready; 0: do not")
+      ->capture_default_str();
+  load->callback([&c] { c.command = Command::kLoad; });
+
+  CLI::App* unload = app.add_subcommand("unload", "Stop serving a model");
+  unload->add_option("name", c.name, "as `phalanx status` shows it")->required();
+  unload->callback([&c] { c.command = Command::kUnload; });
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    // CLI11 returns 0 for --help and --version, its own codes else; ours is 1.
+    *exit_code = app.exit(e) == 0 ? 0 : 1;
+    return c;
+  }
+  if (absl::Status s = Validate(c); !s.ok()) return s;
+  return c;
+}
+
+}  // namespace phalanx

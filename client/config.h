@@ -1,0 +1,50 @@
+// The flags of `phalanx`, their defaults and their meaning, in this one place.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace phalanx {
+
+enum class Command { kChat, kStatus, kLoad, kUnload };
+
+struct ClientConfig {
+  Command command = Command::kStatus;
+  std::string server = "127.0.0.1:50051";
+  double connect_timeout_seconds = 10;
+
+  // chat
+  std::string model;                // empty: the only one loaded
+  std::vector<std::string> prompt;  // words of a one-shot prompt; empty: stdin
+  std::string system;
+  std::optional<float> temperature, top_p;
+  std::optional<int> top_k, max_tokens;
+  std::optional<uint64_t> seed;
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+  bool quiet = false;            // no usage line
+  double timeout_seconds = 600;  // of one answer
+
+  // status
+  bool json = false;
+
+  // load, unload
+  std::string path;
+  std::string name;
+  int tensor_parallel = 1, shards = 0, groups = 1, context_length = 0;
+  std::string compute = "fast";
+  double wait_seconds = 120;  // for READY after load; 0 returns at once
+};
+
+// InvalidArgument naming the field, its value and what is right.
+absl::Status Validate(const ClientConfig& config);
+
+// Parses and validates the command line. `exit_code` is set when the program should end at once (--help,
+// --version or a bad flag, after a message was printed).
+absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::optional<int>* exit_code);
+
+}  // namespace phalanx
