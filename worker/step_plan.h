@@ -1,6 +1,6 @@
-// StepPlan: one step of a group as a value. The leader makes it, every rank applies it to its own tables and runs it;
-// followers need no scheduler. It is a delta against the plan before, can be logged and replayed, and is made one
-// step ahead: an input token may be the one that the step before is still to sample.
+// StepPlan: one step of a group as a value. The leader makes it, every rank applies it to its own tables and
+// runs it; followers need no scheduler. It is a delta against the plan before, can be logged and replayed,
+// and is made one step ahead: an input token may be the one that the step before is still to sample.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@ struct PlanBlocks {
   bool operator==(const PlanBlocks&) const = default;
 };
 
-// Consecutive tokens of one sequence: a prompt chunk, a decode step, a re-prefill after a prefix hit or a loss, or
-// guessed tokens to be verified are all this.
+// Consecutive tokens of one sequence: a prompt chunk, a decode step, a re-prefill after a prefix hit or a
+// loss, or guessed tokens to be verified are all this.
 struct PlanRow {
   uint32_t sequence = 0;
   int32_t first_position = 0;
@@ -32,28 +32,34 @@ struct PlanRow {
 };
 
 struct StepPlan {
-  uint64_t step = 0;                 // 1, 2, ... without gaps in an epoch
-  std::vector<uint32_t> released;    // sequences that are over; applied first
-  std::vector<PlanBlocks> blocks;    // applied second
-  std::vector<PlanRow> rows;         // run third; may be empty
-  uint64_t checksum = 0;             // BlockTables::Checksum() after both deltas
+  uint64_t step = 0;               // 1, 2, ... without gaps in an epoch
+  std::vector<uint32_t> released;  // sequences that are over; applied first
+  std::vector<PlanBlocks> blocks;  // applied second
+  std::vector<PlanRow> rows;       // run third; may be empty
+  uint64_t checksum = 0;           // BlockTables::Checksum() after both deltas
   bool operator==(const StepPlan&) const = default;
 
   int64_t num_tokens() const;
   int64_t num_logits() const;
 };
 
+// What `block` at `index` of a sequence's table adds to BlockTables::Checksum(), modulo 2^64. A fixed
+// function: ranks of different builds agree.
+uint64_t BlockChecksum(uint32_t sequence, uint32_t index, int32_t block);
+
 // The block tables of all live sequences as every rank keeps them. Pure.
+// Invariant: a block is in at most one table, once.
 class BlockTables {
  public:
-  explicit BlockTables(int64_t num_blocks) : num_blocks_(num_blocks) {}
+  explicit BlockTables(int64_t num_blocks);
 
-  // Applies the deltas and compares the checksum. Internal naming sequence and field when the plan does not fit the
-  // tables (unknown sequence, gap, block out of range, checksum): this rank has diverged, the epoch must end.
+  // Applies the deltas and compares the checksum. Internal naming sequence and field when the plan does not
+  // fit the tables (unknown sequence, gap, block out of range or held already, row of an unknown sequence,
+  // checksum): this rank has diverged, the epoch must end and the tables are of no more use.
   absl::Status Apply(const StepPlan& plan);
   // Null for an unknown sequence.
   const std::vector<int32_t>* Find(uint32_t sequence) const;
-  // Order-independent over sequences; O(1), kept up by Apply.
+  // The sum of BlockChecksum over all entries of all tables; O(1), kept up by Apply.
   uint64_t Checksum() const { return checksum_; }
 
  private:
@@ -61,7 +67,9 @@ class BlockTables {
     uint32_t sequence;
     std::vector<int32_t> blocks;
   };
-  int64_t num_blocks_;
+  std::vector<Entry>::iterator LowerBound(uint32_t sequence);
+
+  std::vector<bool> held_;      // [num_blocks]
   std::vector<Entry> entries_;  // sorted by sequence
   uint64_t checksum_ = 0;
 };
