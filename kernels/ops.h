@@ -1,17 +1,18 @@
 // Ops: the one interface between a model and the machine it runs on. Three implementations pass one
 // conformance suite (tests/kernels/ops_test.cc): reference/ (plain loops, the specification), cpu/ and cuda/.
 //
-// Queue: every call that takes a ...Params enqueues work on one ordered queue and may return before it is done;
-// pointers in the params (device pointers unless said otherwise) must stay valid until then. A backend on the CPU
-// runs the work at once. Nothing here allocates except Allocate, PackWeight, MakeRopeTable and CreateKvCache.
+// Queue: every call that takes a ...Params enqueues work on one ordered queue and may return before it is
+// done; pointers in the params (device pointers unless said otherwise) must stay valid until then. A backend
+// on the CPU runs the work at once. Nothing here allocates except Allocate, PackWeight, MakeRopeTable and
+// CreateKvCache.
 //
-// Determinism (invariant 3 of the design): each output element has one arithmetic, a function of its own inputs
-// only: the same bits whatever T is, whatever rows stand beside it, however rows are cut into calls.
+// Determinism (invariant 3 of the design): each output element has one arithmetic, a function of its own
+// inputs only: the same bits whatever T is, whatever rows stand beside it, however rows are cut into calls.
 //
-// Letters: T rows (tokens) of a call, K/N a weight's inputs/outputs, H/G query/KV heads of this rank, R rows that
-// need logits, V vocabulary, E experts. Matrices are row-major with unit column stride.
-// Errors: InvalidArgument naming the field, its value and what would be right; Internal for a device fault.
-// Thread safety: one thread at a time per Ops.
+// Letters: T rows (tokens) of a call, K/N a weight's inputs/outputs, H/G query/KV heads of this rank, R rows
+// that need logits, V vocabulary, E experts. Matrices are row-major with unit column stride. Errors:
+// InvalidArgument naming the field, its value and what would be right; Internal for a device fault. Thread
+// safety: one thread at a time per Ops.
 #pragma once
 
 #include <cstdint>
@@ -42,9 +43,11 @@ class Buffer {
   virtual int64_t bytes() const = 0;
 };
 
-// ---- Weights -------------------------------------------------------------------------------------------------
+// ---- Weights
+// -------------------------------------------------------------------------------------------------
 
-// A matrix [rows, cols] as it lies in a file: row-major in `dtype`, blocks along cols. Host memory (a mapping).
+// A matrix [rows, cols] as it lies in a file: row-major in `dtype`, blocks along cols. Host memory (a
+// mapping).
 struct WeightSource {
   const void* data = nullptr;
   DType dtype = DType::kF32;
@@ -75,38 +78,39 @@ class PackedWeight {
   virtual ~PackedWeight() = default;
   virtual int64_t n() const = 0;
   virtual int64_t k() const = 0;
-  virtual int64_t bytes() const = 0;                          // device memory held
-  virtual const std::vector<Subtree>& subtrees() const = 0;   // of a K-sharded weight; empty otherwise
+  virtual int64_t bytes() const = 0;                         // device memory held
+  virtual const std::vector<Subtree>& subtrees() const = 0;  // of a K-sharded weight; empty otherwise
 };
 
 // y = x W^T (+ bias), fp32 accumulation, rounded once to y's type.
 struct MatmulParams {
-  Matrix x;                            // [T, K]
+  Matrix x;                              // [T, K]
   const PackedWeight* weight = nullptr;  // not K-sharded
-  const float* bias = nullptr;         // [N] fp32, may be null
-  Matrix y;                            // [T, N]
-  bool y_fp32 = false;                 // y holds fp32 whatever the activation type (logits)
+  const float* bias = nullptr;           // [N] fp32, may be null
+  Matrix y;                              // [T, N]
+  bool y_fp32 = false;                   // y holds fp32 whatever the activation type (logits)
 };
 
-// sums[i] = x[:, columns of subtree i] W^T: one fp32 matrix for each of weight->subtrees(), left to right. Inside
-// a subtree the sums of shards are added in the tree's order (base/shard_plan.h), an empty shard being +0.
+// sums[i] = x[:, columns of subtree i] W^T: one fp32 matrix for each of weight->subtrees(), left to right.
+// Inside a subtree the sums of shards are added in the tree's order (base/shard_plan.h), an empty shard being
+// +0.
 struct ShardedMatmulParams {
   Matrix x;                              // [T, K]
   const PackedWeight* weight = nullptr;  // K-sharded
   float* sums = nullptr;                 // [num_subtrees, T, N] contiguous
 };
 
-// Mixture of experts: y[t] = sum over j of weights[t, j] * (x[t] W_e^T), e = ids[t, j], in rising order of e inside
-// each subtree of shards; an expert absent from this rank (null) adds nothing.
+// Mixture of experts: y[t] = sum over j of weights[t, j] * (x[t] W_e^T), e = ids[t, j], in rising order of e
+// inside each subtree of shards; an expert absent from this rank (null) adds nothing.
 struct GroupedMatmulParams {
-  Matrix x;                                   // [T * top_k or T, K]: see x_per_choice
-  bool x_per_choice = false;                  // x has a row per (t, j), at t * top_k + j, instead of one per t
-  std::vector<const PackedWeight*> experts;   // [E], equal N and K; null where another rank holds it
-  const int32_t* ids = nullptr;               // [T, top_k]
-  const float* weights = nullptr;             // [T, top_k] fp32; null: no combine, y has a row per (t, j)
+  Matrix x;                                  // [T * top_k or T, K]: see x_per_choice
+  bool x_per_choice = false;                 // x has a row per (t, j), at t * top_k + j, instead of one per t
+  std::vector<const PackedWeight*> experts;  // [E], equal N and K; null where another rank holds it
+  const int32_t* ids = nullptr;              // [T, top_k]
+  const float* weights = nullptr;            // [T, top_k] fp32; null: no combine, y has a row per (t, j)
   int top_k = 0;
-  int64_t num_tokens = 0;                     // T
-  Matrix y;                                   // [T, N] fp32 when combined, else [T * top_k, N] activations
+  int64_t num_tokens = 0;  // T
+  Matrix y;                // [T, N] fp32 when combined, else [T * top_k, N] activations
 };
 
 // Expert routing (DeepSeek-V3's noaux_tc; a plain softmax top-k with one group and no bias).
@@ -125,27 +129,30 @@ struct RouteParams {
   float* weights = nullptr;       // out [T, top_k], of ids
 };
 
-// ---- Elementwise ---------------------------------------------------------------------------------------------
+// ---- Elementwise
+// ---------------------------------------------------------------------------------------------
 
-// x[t] = table row of token t. A token is a literal id, or an id sampled by the step before, still on the device.
+// x[t] = table row of token t. A token is a literal id, or an id sampled by the step before, still on the
+// device.
 struct EmbedParams {
-  WeightSource table;                       // [V, hidden], host mapping: backends keep what they need of it (see
-                                            // RegisterTable in cuda/); CPU backends read only the rows touched
-  const int32_t* token_ids = nullptr;       // [T]; used where from_sampled is null or -1
-  const int32_t* from_sampled = nullptr;    // [T] index into `sampled`, -1 for a literal; may be null
-  const int32_t* sampled = nullptr;         // ids sampled by the step before
-  Matrix x;                                 // out [T, hidden]
+  WeightSource table;                  // [V, hidden], host mapping: backends keep what they need of it (see
+                                       // RegisterTable in cuda/); CPU backends read only the rows touched
+  const int32_t* token_ids = nullptr;  // [T]; used where from_sampled is null or -1
+  const int32_t* from_sampled = nullptr;  // [T] index into `sampled`, -1 for a literal; may be null
+  const int32_t* sampled =
+      nullptr;  // ids sampled by the step before; of an id -1 (see Sample) comes a zero row
+  Matrix x;     // out [T, hidden]
 };
 
-// residual[t] += add[t] where add is given; then y[i] = rmsnorm(residual[rows[i]]) * weight, fp32 inside. The sum of squares
-// has one fixed order. source: https://arxiv.org/abs/1910.07467
+// residual[t] += add[t] where add is given; then y[i] = rmsnorm(residual[rows[i]]) * weight, fp32 inside. The
+// sum of squares has one fixed order. source: https://arxiv.org/abs/1910.07467
 struct RmsNormParams {
-  Matrix residual;                 // [T, hidden], updated in place when add is given
-  const float* add = nullptr;      // [T, hidden] fp32 contiguous, may be null
-  const float* weight = nullptr;   // [hidden] fp32
+  Matrix residual;                // [T, hidden], updated in place when add is given
+  const float* add = nullptr;     // [T, hidden] fp32 contiguous, may be null
+  const float* weight = nullptr;  // [hidden] fp32
   float eps = 1e-5f;
-  const int32_t* rows = nullptr;   // [y.rows] rows of residual to normalise; null: all
-  Matrix y;                        // [T or number of rows, hidden]
+  const int32_t* rows = nullptr;  // [y.rows] rows of residual to normalise; null: all
+  Matrix y;                       // [T or number of rows, hidden]
 };
 
 // y = silu(gate) * up. source: https://arxiv.org/abs/2002.05202
@@ -154,21 +161,24 @@ struct SwiGluParams {
   Matrix y;        // [T, F]
 };
 
-// ---- Attention -----------------------------------------------------------------------------------------------
+// ---- Attention
+// -----------------------------------------------------------------------------------------------
 
 // cos and sin of one RoPE mode for positions [0, num_positions), made once from a RopeConfig.
 class RopeTable {
  public:
   virtual ~RopeTable() = default;
+  virtual int rotary_dim() const = 0;
+  virtual int64_t num_positions() const = 0;
 };
 
 // Shape of a paged KV cache of one rank. Blocks hold block_size consecutive positions of all layers.
 struct KvCacheShape {
   int num_layers = 0;
-  int num_kv_heads = 0;   // of this rank; may be 0
-  int key_dim = 0;        // MLA: 576, the latent and the rotated key
-  int value_dim = 0;      // MLA: 0, values are the first value channels of the key row
-  int block_size = 0;     // positions a block; divides kAttentionChunk
+  int num_kv_heads = 0;  // of this rank; may be 0
+  int key_dim = 0;       // MLA: 576, the latent and the rotated key
+  int value_dim = 0;     // MLA: 0, values are the first value channels of the key row
+  int block_size = 0;    // positions a block; divides kAttentionChunk
 };
 inline constexpr int kAttentionChunk = 256;
 
@@ -181,17 +191,17 @@ class KvCache {
 
 // Rotates q (in place) and k, rounds k and v to the cache's type and writes them to their slots.
 struct RopeStoreKvParams {
-  Matrix q;                              // [T, H * key_dim], rotated in place
-  Matrix k;                              // [T, G * key_dim]
-  Matrix v;                              // [T, G * value_dim]; cols 0 for MLA
-  int num_heads = 0;                     // H
-  const int32_t* positions = nullptr;    // [T]
-  const int32_t* rope_mode = nullptr;    // [T] index into tables
+  Matrix q;                            // [T, H * key_dim], rotated in place
+  Matrix k;                            // [T, G * key_dim]
+  Matrix v;                            // [T, G * value_dim]; cols 0 for MLA
+  int num_heads = 0;                   // H
+  const int32_t* positions = nullptr;  // [T]
+  const int32_t* rope_mode = nullptr;  // [T] index into tables
   std::vector<const RopeTable*> tables;
-  int rope_offset = 0;                   // first rotated channel of a head (MLA: 512)
+  int rope_offset = 0;  // first rotated channel of a head (MLA: 512)
   KvCache* cache = nullptr;
   int layer = 0;
-  const int64_t* slots = nullptr;        // [T] block * block_size + offset; negative: do not store
+  const int64_t* slots = nullptr;  // [T] block * block_size + offset; negative: do not store
 };
 
 // A sequence's rows in a call: `num_rows` consecutive rows of q at consecutive positions from first_position.
@@ -203,43 +213,48 @@ struct AttentionSequence {
 };
 
 // Causal attention over the paged cache; row at position p sees keys 0..p. Keys are taken in chunks of
-// kAttentionChunk aligned at position 0; a chunk's fp32 partial (max, sum, output) is made in one fixed order and
-// partials are combined left to right, in prefill and decode alike. Unused slots are never read into a result.
+// kAttentionChunk aligned at position 0; a chunk's fp32 partial (max, sum, output) is made in one fixed order
+// and partials are combined left to right, in prefill and decode alike. Unused slots are never read into a
+// result.
 struct AttentionParams {
-  Matrix q;                                   // [T, H * key_dim], rotated
-  int num_heads = 0;                          // H
-  const int32_t* kv_head_of = nullptr;        // [H] host memory: rank-local KV head of each query head
+  Matrix q;                             // [T, H * key_dim], rotated
+  int num_heads = 0;                    // H
+  const int32_t* kv_head_of = nullptr;  // [H] host memory: rank-local KV head of each query head
   const KvCache* cache = nullptr;
   int layer = 0;
-  float scale = 0;                            // usually 1 / sqrt(key_dim)
-  int latent_value_dim = 0;                   // MLA: values are the first this-many channels of the key; else 0
-  std::vector<AttentionSequence> sequences;   // host memory
-  Matrix out;                                 // [T, H * value_dim (or latent_value_dim)]
+  float scale = 0;           // usually 1 / sqrt(key_dim)
+  int latent_value_dim = 0;  // MLA: values are the first this-many channels of the key; else 0
+  std::vector<AttentionSequence> sequences;  // host memory
+  Matrix out;                                // [T, H * value_dim (or latent_value_dim)]
 };
 
-// ---- Sampling ------------------------------------------------------------------------------------------------
+// ---- Sampling
+// ------------------------------------------------------------------------------------------------
 
 // How one row of logits becomes a token. Order: logits / temperature, top-k, top-p, draw.
 struct SampleRow {
-  float temperature = 0;     // 0: the largest logit (ties: lowest id)
-  int32_t top_k = 0;         // 0: all
-  float top_p = 1.0f;        // smallest set of best tokens whose probability reaches it
+  float temperature = 0;  // 0: the largest logit (ties: lowest id)
+  int32_t top_k = 0;      // 0: all
+  float top_p = 1.0f;     // smallest set of best tokens whose probability reaches it
   // The draw is Philox4x32-10 with key = seed, counter = (position, choice): independent of everything else.
   uint64_t seed = 0;
   uint32_t choice = 0;
-  uint64_t position = 0;     // of the sampled token in its sequence
-  int32_t target = -1;       // >= 0: draw nothing; `ids` gets it and log-probabilities are of it (prompt tokens)
-  int32_t num_top = -1;      // -1: no log-probabilities; else also this many best tokens, at most kMaxTopLogprobs
+  uint64_t position = 0;  // of the sampled token in its sequence
+  int32_t target = -1;    // >= 0: draw nothing; `ids` gets it and log-probabilities are of it (prompt tokens)
+  int32_t num_top = -1;  // -1: no log-probabilities; else also this many best tokens, at most kMaxTopLogprobs
 };
 inline constexpr int kMaxTopLogprobs = 20;
 
-// Log-probabilities are of the raw distribution: log softmax of the logits before temperature and masks, fp32.
+// Log-probabilities are of the raw distribution: log softmax of the logits before temperature and masks,
+// fp32. Outputs of a row whose num_top is -1 are left as they are. A row whose logits hold a NaN, a +inf or
+// nothing above -inf gets id -1 (log-probabilities NaN): its sequence must be failed, its neighbours go on.
+// The exact definition of a draw is in kernels/sampling.h.
 struct SampleParams {
   const float* logits = nullptr;  // [R, V]: shares of num_shares ranks, see below
   int64_t num_rows = 0;           // R
   int64_t vocab_size = 0;         // V
-  // Logits as AllGather leaves them: share s is a matrix [R, share_cols]; its row r holds the logits of tokens
-  // [share_begin[s], share_begin[s+1]), the rest is padding and never read.
+  // Logits as AllGather leaves them: share s is a matrix [R, share_cols]; its row r holds the logits of
+  // tokens [share_begin[s], share_begin[s+1]), the rest is padding and never read.
   int num_shares = 1;
   int64_t share_cols = 0;
   std::vector<int64_t> share_begin;  // [num_shares + 1], host memory
@@ -250,7 +265,8 @@ struct SampleParams {
   float* top_logprobs = nullptr;     // out, likewise
 };
 
-// ---- The interface -------------------------------------------------------------------------------------------
+// ---- The interface
+// -------------------------------------------------------------------------------------------
 
 enum class CopyKind { kToDevice, kToHost, kOnDevice };
 
@@ -260,7 +276,7 @@ struct OpsInfo {
   std::string device;           // for people: the CPU's or GPU's name
   DType weight_dtype = DType::kF32;  // what PackWeight widens or narrows weights to
   DType kv_dtype = DType::kF32;
-  int kernel_version = 0;       // raised whenever a kernel's bits change
+  int kernel_version = 0;  // raised whenever a kernel's bits change
 };
 
 class Ops {
@@ -272,9 +288,11 @@ class Ops {
 
   virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes) = 0;
   virtual absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeight(const PackWeightParams& params) = 0;
-  virtual absl::StatusOr<std::unique_ptr<RopeTable>> MakeRopeTable(const RopeConfig& config, int64_t num_positions) = 0;
+  virtual absl::StatusOr<std::unique_ptr<RopeTable>> MakeRopeTable(const RopeConfig& config,
+                                                                   int64_t num_positions) = 0;
   virtual int64_t KvBlockBytes(const KvCacheShape& shape) const = 0;
-  virtual absl::StatusOr<std::unique_ptr<KvCache>> CreateKvCache(const KvCacheShape& shape, int64_t num_blocks) = 0;
+  virtual absl::StatusOr<std::unique_ptr<KvCache>> CreateKvCache(const KvCacheShape& shape,
+                                                                 int64_t num_blocks) = 0;
   virtual absl::Status Copy(void* to, const void* from, int64_t bytes, CopyKind kind) = 0;
   // Waits until the queue is empty, no longer than `timeout_ms` (DeadlineExceeded).
   virtual absl::Status Synchronize(int64_t timeout_ms) = 0;

@@ -1,0 +1,13 @@
+// What this processor and this operating system can run.
+#pragma once
+
+#include <string>
+
+namespace phalanx {
+
+// Empty when the rung ("avx2", "amx") can run here; else the feature that is missing, for people.
+std::string MissingForAvx2();
+// Asks the kernel for the permission to use AMX's tiles, which threads made later inherit.
+std::string MissingForAmx();
+
+}  // namespace phalanx

@@ -1,0 +1,14 @@
+// Reads weights of any file type as fp32.
+#pragma once
+
+#include <cstdint>
+
+#include "base/dtype.h"
+
+namespace phalanx {
+
+// out[0, end - begin) = columns [begin, end) of the row at `row`, which lies in `dtype` as dtype.h says. Any
+// cut is legal, also inside a quantisation block.
+void DequantizeRow(DType dtype, const void* row, int64_t begin, int64_t end, float* out);
+
+}  // namespace phalanx
