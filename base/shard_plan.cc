@@ -61,7 +61,7 @@ absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, int num_shard
 
   for (int r = 0; r < num_ranks; ++r) {
     Rank rank;
-    rank.shards = Cut(num_shards, r, num_ranks);
+    rank.shards = ShardsOfRank(num_shards, num_ranks, r);
     const Shard& first = plan.shards[rank.shards.begin];
     const Shard& last = plan.shards[rank.shards.end - 1];
     rank.heads = {first.heads.begin, last.heads.end};
@@ -77,6 +77,8 @@ absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, int num_shard
   }
   return plan;
 }
+
+Range ShardsOfRank(int num_shards, int num_ranks, int rank) { return Cut(num_shards, rank, num_ranks); }
 
 std::vector<Subtree> SubtreesOf(int begin, int end) {
   std::vector<Subtree> subtrees;

@@ -19,10 +19,10 @@ struct Range {
 
 // A shard may hold nothing of a kind.
 struct Shard {
-  Range heads;      // query heads
-  Range kv_heads;   // KV heads those touch (shared with neighbours where a group is cut)
-  Range ffn;        // FFN columns
-  Range vocab;      // rows of the output head
+  Range heads;     // query heads
+  Range kv_heads;  // KV heads those touch (shared with neighbours where a group is cut)
+  Range ffn;       // FFN columns
+  Range vocab;     // rows of the output head
   bool operator==(const Shard&) const = default;
 };
 
@@ -34,27 +34,30 @@ struct Subtree {
 };
 
 struct Rank {
-  Range shards;                    // [begin, end): contiguous, never empty
+  Range shards;                       // [begin, end): contiguous, never empty
   Range heads, kv_heads, ffn, vocab;  // unions over its shards; a KV head once
-  std::vector<int> kv_head_of;     // [heads.size()] rank-local KV head of each rank-local query head
-  std::vector<Subtree> subtrees;   // maximal aligned subtrees inside `shards`, left to right
+  std::vector<int> kv_head_of;        // [heads.size()] rank-local KV head of each rank-local query head
+  std::vector<Subtree> subtrees;      // maximal aligned subtrees inside `shards`, left to right
   bool operator==(const Rank&) const = default;
 };
 
 struct ShardPlan {
   int num_shards = 0;
-  std::vector<Shard> shards;  // [num_shards]
-  std::vector<Rank> ranks;    // [num_ranks]
+  std::vector<Shard> shards;    // [num_shards]
+  std::vector<Rank> ranks;      // [num_ranks]
   int64_t max_vocab_share = 0;  // longest ranks[i].vocab: shares are padded to it when gathered
 };
 
-// Cuts: shard s of S takes units [n*s/S, n*(s+1)/S) of n units, where the unit is one query head; kFfnUnit FFN
-// columns; one vocabulary row. Rank r of D takes shards [S*r/D, S*(r+1)/D).
-// InvalidArgument (with the value and what would be right) unless 1 <= num_ranks <= num_shards <= kMaxShards.
+// Cuts: shard s of S takes units [n*s/S, n*(s+1)/S) of n units, where the unit is one query head; kFfnUnit
+// FFN columns; one vocabulary row. Rank r of D takes shards [S*r/D, S*(r+1)/D). InvalidArgument (with the
+// value and what would be right) unless 1 <= num_ranks <= num_shards <= kMaxShards.
 inline constexpr int kMaxShards = 64;
 inline constexpr int kDefaultShards = 8;
 inline constexpr int kFfnUnit = 32;
 absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, int num_shards, int num_ranks);
+
+// The shards of rank `rank` of `num_ranks`: what MakeShardPlan gives it.
+Range ShardsOfRank(int num_shards, int num_ranks, int rank);
 
 // The maximal aligned subtrees that tile shards [begin, end).
 std::vector<Subtree> SubtreesOf(int begin, int end);

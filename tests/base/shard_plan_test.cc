@@ -4,6 +4,7 @@
 #include <set>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -51,8 +52,8 @@ void ExpectTiles(const Parts& parts, Range Parts::value_type::*field, int64_t n)
 std::string SubtreeExpression(Subtree tree) {
   if (tree.count == 1) return std::to_string(tree.first);
   const int half = tree.count / 2;
-  return "(" + SubtreeExpression({tree.first, half}) + "+" + SubtreeExpression({tree.first + half, half}) +
-         ")";
+  return absl::StrCat("(", SubtreeExpression({tree.first, half}), "+",
+                      SubtreeExpression({tree.first + half, half}), ")");
 }
 
 std::string MergedExpression(const std::vector<Subtree>& subtrees) {
@@ -61,7 +62,7 @@ std::string MergedExpression(const std::vector<Subtree>& subtrees) {
   for (const MergeStep& step : MergeOrder(subtrees)) {
     EXPECT_LT(step.left, step.right);
     EXPECT_FALSE(sums[step.right].empty()) << "added twice";
-    sums[step.left] = "(" + sums[step.left] + "+" + sums[step.right] + ")";
+    sums[step.left] = absl::StrCat("(", sums[step.left], "+", sums[step.right], ")");
     sums[step.right].clear();
   }
   for (size_t i = 1; i < sums.size(); ++i) EXPECT_EQ(sums[i], "") << "forgotten";
