@@ -1,51 +1,63 @@
-// The leader's scheduler: which tokens run in which step. Pure: events in, values out; no clock, threads or I/O.
-// Continuous batching under a token budget: decode rows first, then prompt chunks in order of arrival. Until
-// preemption exists a request is admitted only when blocks for its prompt and max_tokens are free, so an admitted
-// request always finishes.
+// The leader's scheduler: which tokens run in which step. Pure: events in, values out; no clock, threads or
+// I/O. Continuous batching under a token budget: decode rows first, then prompt chunks in order of arrival.
+// Until preemption exists a request is admitted only when blocks for its prompt and max_tokens are free, so
+// an admitted request always finishes: all its blocks are taken at admission. Who waits is admitted in order
+// of arrival within a source and in turn between sources; the one whose turn it is is never overtaken, so a
+// long request cannot starve.
 //
 // Pipeline: Plan() for step n+1 may be called before Commit() of step n. A row of n+1 whose sequence proves
 // finished by step n is discarded at Commit. A decision about position p reads the log up to p-2 only.
 //
-// Invariants (CheckInvariants): every block is free or held by exactly one sequence; a sequence's rows are at consecutive
-// positions; the budget and the batch limit hold in every plan.
+// Invariants (CheckInvariants): every block is free or held by exactly one sequence; a sequence's rows are at
+// consecutive positions; the budget and the batch limit hold in every plan.
 #pragma once
 
 #include <cstdint>
-#include <deque>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "kernels/ops.h"
 #include "worker/kv_blocks.h"
 #include "worker/step_plan.h"
 
 namespace phalanx {
 
+// The first four have no default: they come from the model and the group.
 struct SchedulerOptions {
   int64_t num_blocks = 0;
+  int64_t context_length = 0;  // longest prompt + generation
+  int64_t vocab_size = 0;      // token ids are in [0, vocab_size)
+  int num_rope_modes = 1;      // rope_mode is in [0, num_rope_modes)
   int block_size = 32;
-  int64_t context_length = 0;      // longest prompt + generation
-  int max_tokens_per_step = 512;   // the token budget
-  int max_sequences = 64;          // running at once
-  int max_logits_per_step = 128;   // logits rows a step may ask for (prompt log-probabilities are cut to it)
-  int max_queued = 1024;           // waiting requests; beyond: ResourceExhausted
+  int max_tokens_per_step = 512;  // the token budget
+  int max_sequences = 64;         // running at once
+  int max_logits_per_step = 128;  // logits rows a step may ask for (prompt log-probabilities are cut to it)
+  int max_queued = 1024;          // waiting requests; beyond: ResourceExhausted
+
+  // InvalidArgument naming the option, its value and what would be right. A sequence that runs must always
+  // find a token and a logits row: max_sequences is at most max_tokens_per_step and max_logits_per_step.
+  absl::Status Validate() const;
 };
 
 // A request as the leader gets it; every default is resolved.
 struct SequenceRequest {
-  uint64_t source = 0;    // which coordinator (the leader's number for its stream); queues are served fairly, one each in turn
-  uint64_t request = 0;   // unique in that coordinator
+  uint64_t source = 0;   // which coordinator (the leader's number for its stream); queues are served fairly,
+                         // one each in turn
+  uint64_t request = 0;  // unique in that coordinator
   uint32_t attempt = 0;
   std::vector<int32_t> prompt;
-  std::vector<int32_t> generated;   // tokens said by an earlier attempt; the sequence goes on after them
-  SampleRow sampling;               // position and target are filled in per row
-  int32_t max_tokens = 0;           // in all, `generated` included
+  std::vector<int32_t> generated;  // tokens said by an earlier attempt; the sequence goes on after them
+  SampleRow sampling;              // position and target are filled in per row
+  int32_t max_tokens = 0;          // in all, `generated` included; 0: only the prompt runs
   std::vector<int32_t> stop_ids;
-  int32_t logprobs = -1;            // as SampleRow::num_top
+  int32_t logprobs = -1;  // as SampleRow::num_top, of generated tokens
+  // Likewise of prompt tokens, from the second on. Not repeated for a sequence that goes on after
+  // `generated`.
   int32_t prompt_logprobs = -1;
   uint32_t rope_mode = 0;
 };
@@ -66,9 +78,14 @@ struct TokenLogprobs {
 
 // Results of a step's logits rows, in order, as read back from Ops::Sample.
 struct StepResult {
-  std::vector<int32_t> ids;               // [num_logits]
-  std::vector<TokenLogprobs> logprobs;    // [num_logits]; filled where asked for
+  std::vector<int32_t> ids;  // [num_logits]
+  std::vector<TokenLogprobs>
+      logprobs;  // [num_logits]; filled where asked for. May be empty when nobody asked
 };
+
+// InvalidArgument naming the row unless `result` is one of `samples` and of a vocabulary: sizes, ids in
+// [0, vocab_size), log-probabilities where asked for.
+absl::Status CheckResult(const std::vector<SampleRow>& samples, int64_t vocab_size, const StepResult& result);
 
 enum class Finish { kNone, kStop, kLength };
 
@@ -77,10 +94,10 @@ struct SequenceOutput {
   uint64_t source = 0;
   uint64_t request = 0;
   uint32_t attempt = 0;
-  int32_t offset = 0;                     // generated tokens before `tokens`
-  std::vector<int32_t> tokens;            // includes a stop token that ended the sequence
-  std::vector<TokenLogprobs> logprobs;    // one per token when asked for
-  int32_t prompt_first_position = 0;      // of prompt_logprobs[0]
+  int32_t offset = 0;                   // generated tokens before `tokens`
+  std::vector<int32_t> tokens;          // includes a stop token that ended the sequence
+  std::vector<TokenLogprobs> logprobs;  // one per token when asked for
+  int32_t prompt_first_position = 0;  // of the prompt token that prompt_logprobs[0] is about; 1 in the first
   std::vector<TokenLogprobs> prompt_logprobs;
   Finish finish = Finish::kNone;
   std::optional<int32_t> stop_id;
@@ -94,20 +111,26 @@ struct SchedulerLoad {
 
 class Scheduler {
  public:
-  explicit Scheduler(const SchedulerOptions& options);
+  explicit Scheduler(const SchedulerOptions& options);  // CHECK-fails unless options.Validate()
   ~Scheduler();
 
-  // InvalidArgument (prompt empty or over the context, token limits), ResourceExhausted (queue full, or more blocks
-  // than exist), AlreadyExists (the same request and attempt).
+  // kAccepted: its blocks are reserved. kQueued: it waits; see TakeAdmitted. InvalidArgument (prompt empty or
+  // over the context, ids, limits or sampling out of range, `generated` that is complete already),
+  // ResourceExhausted (queue full, or more blocks than exist), AlreadyExists (a request known with this
+  // attempt or a later one). A later attempt ends an earlier one of the same request, even if it is refused
+  // itself.
   absl::StatusOr<Admission> Submit(SequenceRequest request);
-  // Forgets a request wherever it is; unknown ones are ignored. Its blocks return with the next plan.
+  // Forgets a request wherever it is; unknown ones are ignored. Its blocks are free at once: plans run in
+  // order.
   void Abort(uint64_t source, uint64_t request);
   // All requests of a coordinator whose stream ended.
   void AbortSource(uint64_t source);
 
-  // The next step, or nothing when there is nothing to run. At most one planned step may be uncommitted when called.
+  // The next step, or nothing when there is nothing to run. At most one planned step may be uncommitted when
+  // called.
   std::optional<PlannedStep> Plan();
-  // Results of the oldest uncommitted step.
+  // Results of the oldest uncommitted step (CheckResult holds): what it said about each sequence, in order of
+  // rows.
   std::vector<SequenceOutput> Commit(const StepResult& result);
 
   // Requests that Submit queued and a later Plan admitted since the last call: (source, request, attempt).
@@ -118,6 +141,7 @@ class Scheduler {
   };
   std::vector<Admitted> TakeAdmitted();
 
+  const SchedulerOptions& options() const;
   SchedulerLoad load() const;
   bool idle() const;  // nothing running, queued or uncommitted
   absl::Status CheckInvariants() const;
