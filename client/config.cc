@@ -4,6 +4,7 @@
 #include <cmath>
 #include <string>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/version.h"
 
@@ -41,8 +42,11 @@ absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::option
   app.require_subcommand(1);
   app.fallthrough();
   // One line an error.
-  app.failure_message([](const CLI::App*, const CLI::Error& e) {
-    return absl::StrCat("phalanx: ", e.what(), " (see phalanx --help)\n");
+  app.failure_message([](const CLI::App* failed, const CLI::Error& e) {
+    const std::vector<std::string> unknown = failed->remaining();
+    const std::string what =
+        unknown.empty() ? e.what() : absl::StrCat("unknown command or option '", unknown.front(), "'");
+    return absl::StrCat("phalanx: ", what, " (see phalanx --help)\n");
   });
   app.add_option("--server", c.server, "coordinator, HOST:PORT")
       ->capture_default_str()
@@ -56,7 +60,11 @@ absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::option
   chat->add_option("--temperature", c.temperature, "0 takes the best token");
   chat->add_option("--top-k", c.top_k, "0: all");
   chat->add_option("--top-p", c.top_p, "in (0, 1]");
-  chat->add_option("--seed", c.seed, "makes the answer repeatable");
+  chat->add_option("--seed", c.seed, "makes the answer repeatable")
+      ->check([](const std::string& value) {  // CLI11 would wrap a number out of range
+        uint64_t seed;
+        return absl::SimpleAtoi(value, &seed) ? "" : absl::StrCat("'", value, "' is not in [0, 2^64)");
+      });
   chat->add_option("--max-tokens", c.max_tokens, "tokens to generate at most");
   chat->add_option("--stop", c.stop, "end the answer before this text (repeatable)")->allow_extra_args(false);
   chat->add_flag("--ignore-eos", c.ignore_eos, "go on after the model's end token");
