@@ -1,0 +1,100 @@
+#include "worker/host_resources.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+namespace phalanx {
+namespace {
+
+// A root directory with the given files.
+class HostResourcesTest : public ::testing::Test {
+ protected:
+  HostResourcesTest()
+      : root_(::testing::TempDir() + "host_" +
+              ::testing::UnitTest::GetInstance()->current_test_info()->name() + "/") {
+    std::filesystem::remove_all(root_);
+    Write("proc/meminfo", "MemTotal:       8000 kB\nMemFree: 1 kB\nMemAvailable:   6000 kB\n");
+  }
+  ~HostResourcesTest() override { std::filesystem::remove_all(root_); }
+
+  void Write(const std::string& path, const std::string& text) {
+    std::filesystem::create_directories(std::filesystem::path(root_ + path).parent_path());
+    std::ofstream(root_ + path) << text;
+  }
+  HostResources Read() const { return ReadHostResources(root_); }
+
+  const std::string root_;
+};
+
+TEST_F(HostResourcesTest, WithoutCgroups) {
+  EXPECT_EQ(Read().memory_total, 8000 * 1024);
+  EXPECT_EQ(Read().memory_available, 6000 * 1024);
+  EXPECT_GE(Read().cpus, 1);
+}
+
+TEST_F(HostResourcesTest, Version2TightensAtEveryLevel) {
+  Write("proc/self/cgroup", "0::/pod/worker\n");
+  Write("sys/fs/cgroup/pod/memory.max", "4096000\n");
+  Write("sys/fs/cgroup/pod/memory.current", "3000000\n");
+  Write("sys/fs/cgroup/pod/memory.stat", "anon 2000000\ninactive_file 1000000\n");
+  Write("sys/fs/cgroup/pod/worker/memory.max", "max\n");
+  Write("sys/fs/cgroup/pod/cpu.max", "max 100000\n");
+  Write("sys/fs/cgroup/pod/worker/cpu.max", "50000 100000\n");
+  EXPECT_EQ(Read().memory_total, 4096000);
+  EXPECT_EQ(Read().memory_available, 4096000 - 2000000);
+  EXPECT_EQ(Read().cpus, 1);
+}
+
+TEST_F(HostResourcesTest, Version2InsideAContainer) {
+  // The path is of the host; only the mount's root is visible.
+  Write("proc/self/cgroup", "0::/../../kubepods/x\n");
+  Write("sys/fs/cgroup/memory.max", "1000000\n");
+  Write("sys/fs/cgroup/memory.current", "1500000\n");
+  EXPECT_EQ(Read().memory_total, 1000000);
+  EXPECT_EQ(Read().memory_available, 0);
+}
+
+TEST_F(HostResourcesTest, Version1) {
+  Write("proc/self/cgroup", "5:memory:/job\n4:cpu,cpuacct:/job\n");
+  Write("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");  // no limit
+  Write("sys/fs/cgroup/memory/job/memory.limit_in_bytes", "2000000\n");
+  Write("sys/fs/cgroup/memory/job/memory.usage_in_bytes", "900000\n");
+  Write("sys/fs/cgroup/memory/job/memory.stat", "cache 1\ntotal_inactive_file 400000\n");
+  Write("sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us", "80000\n");
+  Write("sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(Read().memory_total, 2000000);
+  EXPECT_EQ(Read().memory_available, 1500000);
+  EXPECT_EQ(Read().cpus, 1);
+}
+
+TEST_F(HostResourcesTest, UnlimitedVersion1AndNonsense) {
+  Write("proc/self/cgroup", "5:memory:/\n4:cpu:/\nnonsense\n");
+  Write("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+  Write("sys/fs/cgroup/memory/memory.usage_in_bytes", "900000\n");
+  Write("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n");
+  Write("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(Read().memory_total, 8000 * 1024);
+  EXPECT_EQ(Read().memory_available, 6000 * 1024);
+}
+
+TEST(HostResources, ThisHost) {
+  const HostResources host = ReadHostResources();
+  EXPECT_GE(host.cpus, 1);
+  EXPECT_GT(host.memory_total, 0);
+  EXPECT_GT(host.memory_available, 0);
+  EXPECT_LE(host.memory_available, host.memory_total);
+}
+
+TEST(KvCacheBytes, FairShareLessWeights) {
+  EXPECT_EQ(KvCacheBytes(1000, 1, 1.0, 0, 0), 1000);
+  EXPECT_EQ(KvCacheBytes(1000, 2, 0.5, 100, 0), 200);
+  EXPECT_EQ(KvCacheBytes(1000, 2, 0.5, 100, 150), 150);
+  EXPECT_EQ(KvCacheBytes(1000, 2, 0.5, 100, 250), 200);
+  EXPECT_EQ(KvCacheBytes(1000, 4, 1.0, 300, 0), 0);  // nothing is left; never negative
+}
+
+}  // namespace
+}  // namespace phalanx

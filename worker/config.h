@@ -1,0 +1,63 @@
+// The worker's configuration: every default once, read from the command line in config.cc.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace phalanx {
+
+struct WorkerConfig {
+  // --coordinator HOST:PORT, repeatable: coordinators to register with.
+  std::vector<std::string> coordinators;
+  // --listen HOST:PORT: where this worker, as a leader, takes its followers. Port 0 takes a free one.
+  std::string listen = "127.0.0.1:0";
+  // --advertise HOST:PORT: the address followers dial; empty: the listening one. Needed when listening on
+  // 0.0.0.0.
+  std::string advertise;
+  std::string id;             // --id; empty: "<host-id>-<pid>"
+  std::string host_id;        // --host-id: equal for workers that share memory; empty: the host's name
+  int threads = 0;            // --threads; 0: the host's cores shared between its workers, at least 1
+  std::string rung = "auto";  // --rung: auto, reference, avx2 or amx
+  double kv_fraction =
+      0.5;               // --kv-fraction: part of this worker's share of free memory that KV blocks may take
+  int64_t kv_bytes = 0;  // --kv-bytes: upper limit of it; 0: none
+  int max_tokens_per_step = 512;  // --max-tokens-per-step: the scheduler's token budget
+  int max_sequences = 64;         // --max-sequences: running at once
+  std::string log_level = "info";
+
+  // What has no flag.
+  int kv_block_size = 32;
+  int max_queued_requests = 1024;
+  int connect_timeout_ms = 30000;      // for all ranks of a group to meet
+  int load_timeout_ms = 900000;        // for all ranks to load their weights
+  int collective_timeout_ms = 120000;  // one exchange between live ranks; covers the skew of loading
+  int teardown_timeout_ms = 30000;     // a group's threads to end, once stopped; then the process exits
+  int exit_timeout_ms = 5000;          // the same after SIGTERM
+  int stuck_step_seconds = 60;         // a step running longer makes the health service say NOT_SERVING
+  int load_report_ms = 500;
+
+  // InvalidArgument naming the flag, its value and what would be right.
+  absl::Status Validate() const;
+};
+
+struct CommandLine {
+  WorkerConfig config;
+  bool help = false;
+  bool version = false;
+};
+
+// Reads "--flag value" and "--flag=value". InvalidArgument naming an unknown flag, a missing or a malformed
+// value. Empty ids are filled in. Does not validate.
+absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& args);
+std::string HelpText();
+// One line for the log.
+std::string Describe(const WorkerConfig& config);
+
+// "host:port" or "[v6]:port" with a port in [min_port, 65535].
+absl::Status CheckHostPort(const std::string& flag, const std::string& value, int min_port);
+
+}  // namespace phalanx

@@ -1,0 +1,59 @@
+// A follower's plan stream from its leader (GroupPeer.Follow).
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/mutex.h"
+#include "phalanx/internal/v1/group_control.grpc.pb.h"
+#include "worker/client_stream.h"
+#include "worker/step_plan.h"
+
+namespace phalanx {
+
+struct PlanStreamOptions {
+  std::string leader_address;
+  std::string group_id;
+  uint64_t epoch = 0;
+  int rank = 0;
+  // The leader may be assigned later than its follower: until it accepts, opening is tried again for this
+  // long.
+  int connect_timeout_ms = 30000;
+};
+
+// Thread safety: any thread. `on_lost` is called at most once, without locks, by the stream's thread; not
+// after Stop.
+class PlanStream {
+ public:
+  PlanStream(PlanStreamOptions options, std::function<void(const absl::Status& cause)> on_lost);
+  ~PlanStream();  // Stop
+
+  // The next plan. DeadlineExceeded when none came until `deadline`; why the stream ended, when it did.
+  absl::StatusOr<StepPlan> Next(CondVar::Clock::time_point deadline);
+  // Ends the stream and joins its thread.
+  void Stop();
+
+ private:
+  using Stream = ClientStream<internal::v1::FollowRequest, internal::v1::FollowResponse>;
+
+  void Run();
+  void End(absl::Status cause);
+
+  const PlanStreamOptions options_;
+  const std::function<void(const absl::Status&)> on_lost_;
+  Mutex mu_;
+  CondVar changed_;
+  std::deque<StepPlan> plans_ ABSL_GUARDED_BY(mu_);
+  absl::Status end_ ABSL_GUARDED_BY(mu_);
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::shared_ptr<Stream> stream_ ABSL_GUARDED_BY(mu_);
+  std::thread thread_;
+};
+
+}  // namespace phalanx

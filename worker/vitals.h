@@ -1,0 +1,46 @@
+// What the worker says of its own health: the age of its last step, and what it holds. Written by the group's
+// thread, read by heartbeats and the health service.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+
+namespace phalanx {
+
+// Thread safety: any thread.
+class WorkerVitals {
+ public:
+  void StepBegins() { step_began_.store(Now(), std::memory_order_relaxed); }
+  void StepEnds() {
+    step_ended_.store(Now(), std::memory_order_relaxed);
+    step_began_.store(0, std::memory_order_relaxed);
+  }
+  // No group any more: no step runs and nothing is held.
+  void Reset() {
+    step_began_.store(0, std::memory_order_relaxed);
+    step_ended_.store(0, std::memory_order_relaxed);
+    memory_bytes_.store(0, std::memory_order_relaxed);
+  }
+  void set_memory_bytes(int64_t bytes) { memory_bytes_.store(bytes, std::memory_order_relaxed); }
+
+  // Seconds since the last completed step of the present group; -1 before the first.
+  double last_step_age_seconds() const { return Age(step_ended_.load(std::memory_order_relaxed)); }
+  // Seconds that the present step has been running; -1 between steps.
+  double running_step_seconds() const { return Age(step_began_.load(std::memory_order_relaxed)); }
+  int64_t memory_bytes() const { return memory_bytes_.load(std::memory_order_relaxed); }
+
+ private:
+  static int64_t Now() {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(
+               std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+  }
+  static double Age(int64_t since) { return since == 0 ? -1 : static_cast<double>(Now() - since) * 1e-9; }
+
+  std::atomic<int64_t> step_began_{0};
+  std::atomic<int64_t> step_ended_{0};
+  std::atomic<int64_t> memory_bytes_{0};
+};
+
+}  // namespace phalanx
