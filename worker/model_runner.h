@@ -1,12 +1,13 @@
-// ModelRunner: one rank's half of a step. It applies a StepPlan to its block tables, runs the model on its shard and
-// leaves logits where the leader samples them. It knows nothing of requests.
+// ModelRunner: one rank's half of a step. It applies a StepPlan to its block tables, runs the model on its
+// shard and leaves logits where the leader samples them. It knows nothing of requests.
 //
-// Per step, on every rank, in this order:  Launch(plan) -> logits;  leader: Sample;  ShareSampled (Broadcast of ids).
-// Thread safety: one thread.
+// Per step, on every rank, in this order:  Launch(plan) -> logits;  leader: Sample;  ShareSampled (Broadcast
+// of ids). Thread safety: one thread.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -24,20 +25,36 @@ namespace phalanx {
 struct ModelRunnerOptions {
   int max_tokens_per_step = 512;
   int max_logits_per_step = 128;
-  int64_t context_length = 0;
-  int block_size = 32;
+  int64_t context_length = 0;  // 0: the model's
+  int block_size = 32;         // divides kAttentionChunk
   // Blocks this rank could hold; the group takes the minimum over its ranks.
-  int64_t kv_bytes = 0;         // memory for the KV cache on this rank
-  int64_t max_kv_blocks = 0;    // never more than this (sequences x context is enough)
+  int64_t kv_bytes = 0;       // memory for the KV cache on this rank
+  int64_t max_kv_blocks = 0;  // never more than this (sequences x context is enough)
 };
+
+// Everything that this group's tokens depend on, beside the request (invariant 3 of the design): weights
+// hash, types, backend, instruction set, versions, number of shards; not the number of ranks. One line
+// without spaces at its ends; equal strings mean equal bits.
+std::string Fingerprint(const GgufFile& file, const OpsInfo& info, int num_shards);
+
+// What CollectiveOptions must allow for a runner with these options.
+struct CollectiveNeeds {
+  int64_t max_elements = 0;
+  int64_t max_gather_bytes = 0;
+};
+CollectiveNeeds CollectiveNeedsOf(const ModelConfig& config, const ShardPlan& plan,
+                                  const ModelRunnerOptions& options);
 
 class ModelRunner : public StepRunner {
  public:
-  // Loads this rank's slices of the weights, meets the other ranks (AllGather of what each can hold) and makes the KV
-  // cache. The objects outlive the runner. Errors name the tensor, key or limit.
+  // Loads this rank's slices of the weights, meets the other ranks (AllGather of what each is and can hold)
+  // and makes the KV cache. The objects outlive the runner. Errors name the tensor, key or limit:
+  // FailedPrecondition where two ranks differ in fingerprint or options, naming both; a rank that fails tells
+  // the others, who fail naming it.
   static absl::StatusOr<std::unique_ptr<ModelRunner>> Create(const GgufFile& file, const ModelConfig& config,
                                                              const ShardPlan& plan, int rank, Ops* ops,
-                                                             Collective* collective, const ModelRunnerOptions& options);
+                                                             Collective* collective,
+                                                             const ModelRunnerOptions& options);
   ~ModelRunner() override;
 
   // As StepRunner states; logits are gathered on every rank.
@@ -49,7 +66,8 @@ class ModelRunner : public StepRunner {
   absl::StatusOr<std::vector<float>> ReadLogits();
 
   int64_t num_kv_blocks() const;
-  int64_t memory_bytes() const;   // weights and KV cache of this rank
+  int64_t memory_bytes() const;  // weights, KV cache and buffers of this rank
+  int64_t weight_bytes() const;  // packed weights of this rank
 
  private:
   struct Impl;

@@ -1,5 +1,5 @@
-// Model: one rank's forward pass, assembled from the shared tensor-parallel blocks of blocks.h. A new architecture is
-// one file here and one line in the table of model.cc.
+// Model: one rank's forward pass, assembled from the shared tensor-parallel blocks of blocks.h. A new
+// architecture is one file here and one line in the table of model.cc.
 #pragma once
 
 #include <memory>
@@ -23,31 +23,33 @@ struct ModelContext {
   int rank = 0;
   Ops* ops = nullptr;
   Collective* collective = nullptr;
-  int64_t max_tokens = 0;       // rows of a step
-  int64_t max_logits = 0;       // logits rows of a step
-  int64_t context_length = 0;   // positions the RoPE tables cover
+  int64_t max_tokens = 0;      // rows of a step
+  int64_t max_logits = 0;      // logits rows of a step
+  int64_t context_length = 0;  // positions the RoPE tables cover
 };
 
 // A step's rows in device form. T rows.
 struct ForwardBatch {
-  int64_t num_tokens = 0;                  // T
-  const int32_t* token_ids = nullptr;      // [T], see EmbedParams
-  const int32_t* from_sampled = nullptr;   // [T]
+  int64_t num_tokens = 0;                 // T
+  const int32_t* token_ids = nullptr;     // [T], see EmbedParams
+  const int32_t* from_sampled = nullptr;  // [T]
   const int32_t* sampled = nullptr;
-  const int32_t* positions = nullptr;      // [T]
-  const int32_t* rope_mode = nullptr;      // [T]
-  const int64_t* slots = nullptr;          // [T]
+  const int32_t* positions = nullptr;  // [T]
+  const int32_t* rope_mode = nullptr;  // [T]
+  const int64_t* slots = nullptr;      // [T]
   std::vector<AttentionSequence> sequences;
-  const int32_t* logit_rows = nullptr;     // [R] rows of the batch
-  int64_t num_logits = 0;                  // R
+  const int32_t* logit_rows = nullptr;  // [R] rows of the batch
+  int64_t num_logits = 0;               // R
 };
 
 class Model {
  public:
   virtual ~Model() = default;
   virtual KvCacheShape kv_shape(int block_size) const = 0;
-  virtual int64_t weight_bytes() const = 0;
-  // logits: fp32 [R, plan.max_vocab_share], this rank's rows of the output head, padded with -inf.
+  virtual int64_t weight_bytes() const = 0;     // packed weights of this rank
+  virtual int64_t workspace_bytes() const = 0;  // activations of a step
+  // logits: fp32 [R, plan.max_vocab_share], this rank's rows of the output head; columns beyond those are
+  // left alone.
   virtual absl::Status Forward(const ForwardBatch& batch, KvCache* cache, float* logits) = 0;
 };
 

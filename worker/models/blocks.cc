@@ -1,0 +1,261 @@
+#include "worker/models/blocks.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "base/status_macros.h"
+#include "worker/weights.h"
+
+namespace phalanx {
+namespace {
+
+const Rank& RankOf(const ModelContext& context) { return context.plan->ranks[context.rank]; }
+
+// Packs rows of several matrices of equal width into one product. Null where there are no rows.
+absl::StatusOr<std::unique_ptr<PackedWeight>> PackRows(Ops* ops, const std::vector<WeightPiece>& pieces) {
+  PackWeightParams params;
+  for (const WeightPiece& piece : pieces) {
+    if (piece.rows.size() > 0) params.pieces.push_back(piece);
+  }
+  if (params.pieces.empty()) return nullptr;
+  params.cols = {0, pieces[0].source.cols};
+  PHX_ASSIGN_OR_RETURN(std::unique_ptr<PackedWeight> weight, ops->PackWeight(params));
+  for (const WeightPiece& piece : params.pieces) ReleasePages(piece.source, piece.rows);
+  return weight;
+}
+
+// Packs the rank's columns of a product whose K is sharded; shard s has columns [range(s).begin,
+// range(s).end) times `unit`.
+absl::StatusOr<std::unique_ptr<PackedWeight>> PackColumns(const ModelContext& context,
+                                                          const WeightSource& source, Range Shard::*range,
+                                                          int64_t unit) {
+  const Range& shards = RankOf(context).shards;
+  PackWeightParams params;
+  params.pieces.push_back({.source = source, .rows = {0, source.rows}});
+  params.first_shard = static_cast<int>(shards.begin);
+  for (int64_t s = shards.begin; s < shards.end; ++s) {
+    params.shard_cuts.push_back((context.plan->shards[s].*range).begin * unit);
+  }
+  params.shard_cuts.push_back((context.plan->shards[shards.end - 1].*range).end * unit);
+  params.cols = {params.shard_cuts.front(), params.shard_cuts.back()};
+  PHX_ASSIGN_OR_RETURN(std::unique_ptr<PackedWeight> weight, context.ops->PackWeight(params));
+  // Columns lie across all pages; other ranks of this process's file mapping have their own.
+  ReleasePages(source, {0, source.rows});
+  return weight;
+}
+
+// out[0, T * N) = x W^T summed over all shards of all ranks.
+absl::Status ReducedMatmul(Ops* ops, Collective* collective, Matrix x, const PackedWeight& weight,
+                           float* out) {
+  const int64_t count = x.rows * weight.n();
+  PHX_ASSIGN_OR_RETURN(float* const sums, collective->SumsBuffer(count));
+  PHX_RETURN_IF_ERROR(ops->ShardedMatmul({.x = x, .weight = &weight, .sums = sums}));
+  return collective->TreeAllReduce(count, out);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Create(const ModelContext& context) {
+  const ModelConfig& config = *context.config;
+  const Rank& rank = RankOf(context);
+  const int64_t heads = rank.heads.size();
+  const int64_t kv_heads = rank.kv_heads.size();
+  const int64_t wide =
+      std::max(heads * config.key_dim + kv_heads * (config.key_dim + config.value_dim), 2 * rank.ffn.size());
+  const int64_t narrow = std::max(heads * config.value_dim, rank.ffn.size());
+  const int64_t element = BlockBytes(context.ops->activation_dtype());
+
+  auto workspace = std::unique_ptr<Workspace>(new Workspace());
+  workspace->hidden_size_ = config.hidden_size;
+  const auto allocate = [&](int64_t cols, int64_t element_bytes,
+                            std::unique_ptr<Buffer>* buffer) -> absl::Status {
+    PHX_ASSIGN_OR_RETURN(
+        *buffer, context.ops->Allocate(std::max<int64_t>(context.max_tokens * cols, 1) * element_bytes));
+    return absl::OkStatus();
+  };
+  PHX_RETURN_IF_ERROR(allocate(config.hidden_size, element, &workspace->residual_));
+  PHX_RETURN_IF_ERROR(allocate(config.hidden_size, element, &workspace->normed_));
+  PHX_RETURN_IF_ERROR(allocate(config.hidden_size, sizeof(float), &workspace->reduced_));
+  PHX_RETURN_IF_ERROR(allocate(wide, element, &workspace->wide_));
+  PHX_RETURN_IF_ERROR(allocate(narrow, element, &workspace->narrow_));
+  workspace->attention_.num_heads = static_cast<int>(heads);
+  workspace->attention_.kv_head_of = rank.kv_head_of.data();
+  workspace->attention_.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.key_dim)));
+  workspace->attention_.sequences.reserve(context.max_tokens);
+  workspace->rope_.num_heads = static_cast<int>(heads);
+  workspace->rope_.tables.reserve(config.rope.size());
+  return workspace;
+}
+
+void Workspace::Begin(const ForwardBatch& batch) {
+  num_tokens_ = batch.num_tokens;
+  attention_.sequences = batch.sequences;
+  rope_.positions = batch.positions;
+  rope_.rope_mode = batch.rope_mode;
+  rope_.slots = batch.slots;
+}
+
+int64_t Workspace::bytes() const {
+  int64_t bytes = 0;
+  for (const auto* buffer : {&residual_, &normed_, &reduced_, &wide_, &narrow_}) bytes += (*buffer)->bytes();
+  return bytes;
+}
+
+absl::StatusOr<std::unique_ptr<Buffer>> UploadVector(Ops* ops, const float* data, int64_t size) {
+  const int64_t bytes = size * static_cast<int64_t>(sizeof(float));
+  PHX_ASSIGN_OR_RETURN(std::unique_ptr<Buffer> buffer, ops->Allocate(bytes));
+  PHX_RETURN_IF_ERROR(ops->Copy(buffer->data(), data, bytes, CopyKind::kToDevice));
+  return buffer;
+}
+
+absl::Status TpEmbedding::Forward(const ForwardBatch& batch, Matrix x) const {
+  return ops_->Embed({.table = table_,
+                      .token_ids = batch.token_ids,
+                      .from_sampled = batch.from_sampled,
+                      .sampled = batch.sampled,
+                      .x = x});
+}
+
+absl::StatusOr<TpNorm> TpNorm::Create(const ModelContext& context, const float* weight) {
+  TpNorm norm;
+  norm.ops_ = context.ops;
+  norm.eps_ = context.config->rms_eps;
+  PHX_ASSIGN_OR_RETURN(norm.weight_, UploadVector(context.ops, weight, context.config->hidden_size));
+  return norm;
+}
+
+absl::Status TpNorm::Forward(Matrix residual, const float* add, const int32_t* rows, Matrix y) const {
+  return ops_->RmsNorm({.residual = residual,
+                        .add = add,
+                        .weight = static_cast<const float*>(weight_->data()),
+                        .eps = eps_,
+                        .rows = rows,
+                        .y = y});
+}
+
+absl::StatusOr<TpAttention> TpAttention::Create(const ModelContext& context, int layer,
+                                                const Tensors& tensors) {
+  TpAttention block;
+  block.ops_ = context.ops;
+  block.collective_ = context.collective;
+  block.config_ = context.config;
+  block.rank_ = &RankOf(context);
+  block.layer_ = layer;
+  const auto rows = [](Range heads, int64_t dim) { return Range{heads.begin * dim, heads.end * dim}; };
+  const Range q = rows(block.rank_->heads, context.config->key_dim);
+  const Range k = rows(block.rank_->kv_heads, context.config->key_dim);
+  const Range v = rows(block.rank_->kv_heads, context.config->value_dim);
+  PHX_ASSIGN_OR_RETURN(block.qkv_, PackRows(context.ops, {{tensors.q, q}, {tensors.k, k}, {tensors.v, v}}));
+  if (block.qkv_ != nullptr && (tensors.q_bias || tensors.k_bias || tensors.v_bias)) {
+    std::vector<float> bias;
+    const std::pair<const float*, Range> parts[] = {
+        {tensors.q_bias, q}, {tensors.k_bias, k}, {tensors.v_bias, v}};
+    for (const auto& [data, range] : parts) {
+      const size_t old_size = bias.size();
+      bias.resize(old_size + range.size());
+      if (data != nullptr)
+        std::memcpy(bias.data() + old_size, data + range.begin, range.size() * sizeof(float));
+    }
+    PHX_ASSIGN_OR_RETURN(block.bias_,
+                         UploadVector(context.ops, bias.data(), static_cast<int64_t>(bias.size())));
+  }
+  PHX_ASSIGN_OR_RETURN(block.output_,
+                       PackColumns(context, tensors.output, &Shard::heads, context.config->value_dim));
+  return block;
+}
+
+absl::Status TpAttention::Forward(const ForwardBatch& batch, const std::vector<const RopeTable*>& tables,
+                                  KvCache* cache, Workspace* workspace) const {
+  const int64_t rows = batch.num_tokens;
+  const int64_t num_heads = rank_->heads.size();
+  const Matrix out = workspace->View(workspace->narrow_, num_heads * config_->value_dim);
+  if (qkv_ != nullptr) {
+    const Matrix qkv = workspace->View(workspace->wide_, qkv_->n());
+    const int64_t element = BlockBytes(ops_->activation_dtype());
+    const auto columns = [&](int64_t begin, int64_t cols) {
+      return Matrix{static_cast<char*>(qkv.data) + begin * element, rows, cols, qkv.stride};
+    };
+    const int64_t q_cols = num_heads * config_->key_dim;
+    const int64_t k_cols = rank_->kv_heads.size() * config_->key_dim;
+    const int64_t v_cols = rank_->kv_heads.size() * config_->value_dim;
+    const float* bias = bias_ == nullptr ? nullptr : static_cast<const float*>(bias_->data());
+    PHX_RETURN_IF_ERROR(ops_->Matmul(
+        {.x = workspace->normed(), .weight = qkv_.get(), .bias = bias, .y = qkv, .y_fp32 = false}));
+
+    RopeStoreKvParams& rope = workspace->rope_;
+    rope.q = columns(0, q_cols);
+    rope.k = columns(q_cols, k_cols);
+    rope.v = columns(q_cols + k_cols, v_cols);
+    rope.tables = tables;
+    rope.cache = cache;
+    rope.layer = layer_;
+    PHX_RETURN_IF_ERROR(ops_->RopeStoreKv(rope));
+
+    AttentionParams& attention = workspace->attention_;
+    attention.q = rope.q;
+    attention.cache = cache;
+    attention.layer = layer_;
+    attention.out = out;
+    PHX_RETURN_IF_ERROR(ops_->Attention(attention));
+  }
+  return ReducedMatmul(ops_, collective_, out, *output_, workspace->reduced());
+}
+
+int64_t TpAttention::weight_bytes() const {
+  return (qkv_ == nullptr ? 0 : qkv_->bytes()) + (bias_ == nullptr ? 0 : bias_->bytes()) + output_->bytes();
+}
+
+absl::StatusOr<TpMlp> TpMlp::Create(const ModelContext& context, const Tensors& tensors) {
+  TpMlp block;
+  block.ops_ = context.ops;
+  block.collective_ = context.collective;
+  block.rank_ = &RankOf(context);
+  const Range columns = block.rank_->ffn;
+  PHX_ASSIGN_OR_RETURN(block.gate_up_,
+                       PackRows(context.ops, {{tensors.gate, columns}, {tensors.up, columns}}));
+  PHX_ASSIGN_OR_RETURN(block.down_, PackColumns(context, tensors.down, &Shard::ffn, 1));
+  return block;
+}
+
+absl::Status TpMlp::Forward(Workspace* workspace) const {
+  const Matrix y = workspace->View(workspace->narrow_, rank_->ffn.size());
+  if (gate_up_ != nullptr) {
+    const Matrix gate_up = workspace->View(workspace->wide_, gate_up_->n());
+    PHX_RETURN_IF_ERROR(ops_->Matmul({.x = workspace->normed(),
+                                      .weight = gate_up_.get(),
+                                      .bias = nullptr,
+                                      .y = gate_up,
+                                      .y_fp32 = false}));
+    PHX_RETURN_IF_ERROR(ops_->SwiGlu({.gate_up = gate_up, .y = y}));
+  }
+  return ReducedMatmul(ops_, collective_, y, *down_, workspace->reduced());
+}
+
+int64_t TpMlp::weight_bytes() const { return (gate_up_ == nullptr ? 0 : gate_up_->bytes()) + down_->bytes(); }
+
+absl::StatusOr<TpHead> TpHead::Create(const ModelContext& context, const float* norm,
+                                      const WeightSource& weight) {
+  TpHead head;
+  head.ops_ = context.ops;
+  head.share_cols_ = context.plan->max_vocab_share;
+  PHX_ASSIGN_OR_RETURN(head.norm_, TpNorm::Create(context, norm));
+  PHX_ASSIGN_OR_RETURN(head.weight_, PackRows(context.ops, {{weight, RankOf(context).vocab}}));
+  return head;
+}
+
+absl::Status TpHead::Forward(const ForwardBatch& batch, Workspace* workspace, float* logits) const {
+  if (weight_ == nullptr || batch.num_logits == 0) return absl::OkStatus();
+  Matrix x = workspace->normed();
+  x.rows = batch.num_logits;
+  PHX_RETURN_IF_ERROR(norm_.Forward(workspace->residual(), workspace->reduced(), batch.logit_rows, x));
+  const Matrix y = {.data = logits, .rows = batch.num_logits, .cols = weight_->n(), .stride = share_cols_};
+  return ops_->Matmul({.x = x, .weight = weight_.get(), .bias = nullptr, .y = y, .y_fp32 = true});
+}
+
+int64_t TpHead::weight_bytes() const {
+  return norm_.weight_bytes() + (weight_ == nullptr ? 0 : weight_->bytes());
+}
+
+}  // namespace phalanx

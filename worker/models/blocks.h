@@ -1,0 +1,147 @@
+// The tensor-parallel blocks that models are assembled from. Each owns its rank's slice of the weights,
+// packed by Ops, and enqueues one part of a forward pass. A block whose shards hold nothing on this rank
+// still takes part in every exchange, with sums of +0. Forward allocates nothing.
+//
+// Letters as in kernels/ops.h: T rows of a step, H/G query/KV heads of this rank, F FFN columns of this rank,
+// R rows that need logits. Everything in a ModelContext outlives the blocks.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "worker/models/model.h"
+
+namespace phalanx {
+
+// Device memory for a step of up to max_tokens rows, shared by all layers, and the step's attention operands.
+class Workspace {
+ public:
+  static absl::StatusOr<std::unique_ptr<Workspace>> Create(const ModelContext& context);
+
+  // Names the step's rows. `batch` may go away afterwards, its arrays may not.
+  void Begin(const ForwardBatch& batch);
+
+  int64_t num_tokens() const { return num_tokens_; }
+  // [T, hidden]: what the layers add up.
+  Matrix residual() const { return View(residual_, hidden_size_); }
+  // [T, hidden]: input of a block.
+  Matrix normed() const { return View(normed_, hidden_size_); }
+  // [T, hidden] fp32: output of a block, summed over all ranks. Added to the residual by the next norm.
+  float* reduced() const { return static_cast<float*>(reduced_->data()); }
+  int64_t bytes() const;
+
+ private:
+  friend class TpAttention;
+  friend class TpMlp;
+  friend class TpHead;
+  Workspace() = default;
+
+  Matrix View(const std::unique_ptr<Buffer>& buffer, int64_t cols) const {
+    return {.data = buffer->data(), .rows = num_tokens_, .cols = cols, .stride = cols};
+  }
+
+  int64_t hidden_size_ = 0;
+  int64_t num_tokens_ = 0;
+  std::unique_ptr<Buffer> residual_, normed_, reduced_;
+  // Inside a block: wide is q | k | v or gate | up, narrow the attention's output or the gated product.
+  std::unique_ptr<Buffer> wide_, narrow_;
+  AttentionParams attention_;  // its sequences are the step's
+  RopeStoreKvParams rope_;
+};
+
+// A vector of fp32 in device memory.
+absl::StatusOr<std::unique_ptr<Buffer>> UploadVector(Ops* ops, const float* data, int64_t size);
+
+class TpEmbedding {
+ public:
+  // Every rank embeds every token: the table stays in the file's mapping.
+  TpEmbedding(const ModelContext& context, const WeightSource& table) : ops_(context.ops), table_(table) {}
+  absl::Status Forward(const ForwardBatch& batch, Matrix x) const;
+
+ private:
+  Ops* ops_;
+  WeightSource table_;
+};
+
+class TpNorm {
+ public:
+  // weight: [hidden] in host memory.
+  static absl::StatusOr<TpNorm> Create(const ModelContext& context, const float* weight);
+  // residual += add where add is given; y = rmsnorm(residual[rows]), all rows where rows is null.
+  absl::Status Forward(Matrix residual, const float* add, const int32_t* rows, Matrix y) const;
+  int64_t weight_bytes() const { return weight_->bytes(); }
+
+ private:
+  Ops* ops_ = nullptr;
+  float eps_ = 0;
+  std::unique_ptr<Buffer> weight_;
+};
+
+// Grouped-query attention with RoPE over the paged cache: one product for q | k | v, one for the output.
+class TpAttention {
+ public:
+  struct Tensors {
+    WeightSource q, k, v;  // [heads * key_dim | kv_heads * key_dim | kv_heads * value_dim, hidden]
+    WeightSource output;   // [hidden, heads * value_dim]
+    // All of the model's, in host memory; may be null.
+    const float *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr;
+  };
+  static absl::StatusOr<TpAttention> Create(const ModelContext& context, int layer, const Tensors& tensors);
+  // workspace->reduced() = attention(workspace->normed()) over all ranks. `tables` holds one RoPE table per
+  // mode.
+  absl::Status Forward(const ForwardBatch& batch, const std::vector<const RopeTable*>& tables, KvCache* cache,
+                       Workspace* workspace) const;
+  int64_t weight_bytes() const;
+
+ private:
+  Ops* ops_ = nullptr;
+  Collective* collective_ = nullptr;
+  const ModelConfig* config_ = nullptr;
+  const Rank* rank_ = nullptr;
+  int layer_ = 0;
+  std::unique_ptr<PackedWeight> qkv_;  // null where the rank holds no heads
+  std::unique_ptr<Buffer> bias_;       // may be null
+  std::unique_ptr<PackedWeight> output_;
+};
+
+// down(silu(gate(x)) * up(x)).
+class TpMlp {
+ public:
+  struct Tensors {
+    WeightSource gate, up;  // [ffn, hidden]
+    WeightSource down;      // [hidden, ffn]
+  };
+  static absl::StatusOr<TpMlp> Create(const ModelContext& context, const Tensors& tensors);
+  // workspace->reduced() = mlp(workspace->normed()) over all ranks.
+  absl::Status Forward(Workspace* workspace) const;
+  int64_t weight_bytes() const;
+
+ private:
+  Ops* ops_ = nullptr;
+  Collective* collective_ = nullptr;
+  const Rank* rank_ = nullptr;
+  std::unique_ptr<PackedWeight> gate_up_;  // null where the rank holds no columns
+  std::unique_ptr<PackedWeight> down_;
+};
+
+// The last norm and this rank's rows of the output head.
+class TpHead {
+ public:
+  // norm: [hidden] in host memory; weight: [vocab, hidden].
+  static absl::StatusOr<TpHead> Create(const ModelContext& context, const float* norm,
+                                       const WeightSource& weight);
+  // Adds workspace->reduced() to the residual. logits: see Model::Forward.
+  absl::Status Forward(const ForwardBatch& batch, Workspace* workspace, float* logits) const;
+  int64_t weight_bytes() const;
+
+ private:
+  Ops* ops_ = nullptr;
+  int64_t share_cols_ = 0;
+  TpNorm norm_;
+  std::unique_ptr<PackedWeight> weight_;  // null where the rank holds no rows
+};
+
+}  // namespace phalanx
