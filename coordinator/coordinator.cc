@@ -1,0 +1,385 @@
+#include "coordinator/coordinator.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/logging.h"
+#include "base/status_macros.h"
+#include "base/version.h"
+#include "coordinator/control_streams.h"
+#include "coordinator/convert.h"
+#include "coordinator/generate_call.h"
+
+namespace phalanx::coordinator {
+namespace {
+
+constexpr std::chrono::milliseconds kTick{100};
+constexpr int64_t kSweepMs = 1000;
+constexpr std::chrono::seconds kHelloTimeout{10};
+constexpr int kPoolThreads = 2;
+constexpr size_t kMaxIdBytes = 256;
+
+ClusterState::Options ClusterOptions(const Config& config) {
+  ClusterState::Options options;
+  options.heartbeat_timeout_ms = static_cast<int64_t>(config.heartbeat_timeout_s * 1e3);
+  options.load_timeout_ms = static_cast<int64_t>(config.load_timeout_s * 1e3);
+  // The term: epochs of an earlier coordinator are smaller.
+  const auto since_1970 = std::chrono::system_clock::now().time_since_epoch();
+  const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(since_1970).count();
+  options.first_epoch = static_cast<uint64_t>(seconds) << 20 | 1;
+  absl::BitGen random;
+  options.nonce = absl::StrFormat("%06x", absl::Uniform<uint32_t>(random, 0, 1u << 24));
+  return options;
+}
+
+}  // namespace
+
+Coordinator::Coordinator(const Config& config)
+    : config_(config),
+      in_flight_(config.max_in_flight),
+      cluster_(ClusterOptions(config)),
+      pool_(kPoolThreads),
+      loop_(kTick, [this] { Tick(); }) {}
+
+Coordinator::~Coordinator() {
+  pool_.Stop();
+  loop_.Stop();
+}
+
+double Coordinator::Now() const {
+  return std::chrono::duration<double>(EventLoop::Clock::now() - began_).count();
+}
+
+int64_t Coordinator::NowMs() const {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(EventLoop::Clock::now() - began_).count();
+}
+
+// --- models
+// ------------------------------------------------------------------------------------------------------
+
+absl::Status Coordinator::Load(std::shared_ptr<const LoadedModel> model) {
+  PHX_RETURN_IF_ERROR(registry_.Add(model));
+  const ModelSpec& spec = model->spec;
+  spdlog::info("model '{}' loaded from {}: tp {}, {} groups, context {}", spec.name, spec.path,
+               spec.tensor_parallel, spec.groups, spec.context_length);
+  Actions actions;
+  PHX_RETURN_IF_ERROR(cluster_.LoadModel(NowMs(), spec, &actions));
+  num_models_.fetch_add(1);
+  Execute(actions);
+  return absl::OkStatus();
+}
+
+absl::Status Coordinator::Unload(const std::string& name) {
+  PHX_RETURN_IF_ERROR(registry_.Remove(name));
+  Actions actions;
+  PHX_RETURN_IF_ERROR(cluster_.UnloadModel(NowMs(), name, &actions));
+  num_models_.fetch_sub(1);
+  Execute(actions);
+  spdlog::info("model '{}' unloaded", name);
+  return absl::OkStatus();
+}
+
+// --- workers
+// -----------------------------------------------------------------------------------------------------
+
+absl::Status Coordinator::Join(WorkerStream* stream, const internal::v1::Hello& hello, Session* session) {
+  if (draining()) return absl::UnavailableError("the coordinator is shutting down");
+  if (hello.version() != kVersion) {
+    return absl::FailedPreconditionError(absl::StrCat("worker ", hello.worker_id(), " has version '",
+                                                      hello.version(), "'; this coordinator is ", kVersion));
+  }
+  if (hello.worker_id().empty() || hello.host().empty() || hello.worker_id().size() > kMaxIdBytes ||
+      hello.host().size() > kMaxIdBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("hello.worker_id has ", hello.worker_id().size(),
+                                                   " bytes and hello.host ", hello.host().size(),
+                                                   "; both must have 1 to ", kMaxIdBytes));
+  }
+  const Session id = next_session_++;
+  Actions actions;
+  PHX_RETURN_IF_ERROR(cluster_.WorkerJoined(NowMs(), id, ToWorkerInfo(hello), &actions));
+  *session = id;
+  sessions_[id] = stream;
+  spdlog::info("worker {} joined: {}, pid {} on {}", hello.worker_id(), hello.device(), hello.pid(),
+               hello.host());
+  internal::v1::JoinResponse welcome;
+  welcome.mutable_welcome()->set_heartbeat_interval_ms(
+      static_cast<int32_t>(config_.heartbeat_interval_s * 1e3));
+  welcome.mutable_welcome()->set_heartbeat_timeout_ms(
+      static_cast<int32_t>(config_.heartbeat_timeout_s * 1e3));
+  stream->Send(std::move(welcome));
+  Execute(actions);
+  return absl::OkStatus();
+}
+
+void Coordinator::Heartbeat(Session session, const internal::v1::Heartbeat& heartbeat) {
+  Actions actions;
+  cluster_.WorkerHeartbeat(NowMs(), session, heartbeat.last_step_age_seconds(), heartbeat.memory_bytes(),
+                           &actions);
+  Execute(actions);
+}
+
+void Coordinator::RankChanged(Session session, const internal::v1::AssignmentStatus& status) {
+  RankState state;
+  switch (status.state()) {
+    case internal::v1::ASSIGNMENT_STATE_READY:
+      state = RankState::kReady;
+      break;
+    case internal::v1::ASSIGNMENT_STATE_FAILED:
+      state = RankState::kFailed;
+      break;
+    case internal::v1::ASSIGNMENT_STATE_RELEASED:
+      state = RankState::kReleased;
+      break;
+    default:
+      state = RankState::kLoading;
+  }
+  Actions actions;
+  cluster_.WorkerRank(NowMs(), session, status.group_id(), status.epoch(), state, status.detail(), &actions);
+  Execute(actions);
+}
+
+void Coordinator::Left(Session session, const std::string& reason) {
+  if (sessions_.erase(session) == 0) return;
+  Actions actions;
+  cluster_.WorkerLost(NowMs(), session, reason, &actions);
+  spdlog::warn("worker session {} ended: {}", session, reason);
+  Execute(actions);
+}
+
+// --- leaders
+// -----------------------------------------------------------------------------------------------------
+
+absl::Status Coordinator::Serve(GroupStream* stream, const internal::v1::GroupHello& hello) {
+  Actions actions;
+  LeaderHello leader;
+  leader.fingerprint = hello.fingerprint();
+  leader.kv_blocks = hello.kv_blocks();
+  leader.kv_block_size = hello.kv_block_size();
+  leader.context_length = hello.context_length();
+  PHX_RETURN_IF_ERROR(cluster_.LeaderServing(NowMs(), hello.group_id(), hello.epoch(), leader, &actions));
+  leaders_[hello.group_id()] = stream;
+  Execute(actions);
+  return absl::OkStatus();
+}
+
+void Coordinator::LeaderLeft(const std::string& group, uint64_t epoch, const std::string& reason) {
+  Actions actions;
+  cluster_.LeaderGone(NowMs(), group, epoch, reason, &actions);
+  Execute(actions);
+}
+
+void Coordinator::Load(const std::string& group, uint64_t epoch, const internal::v1::LoadReport& report) {
+  GroupLoad load;
+  load.kv_blocks_used = report.kv_blocks_used();
+  load.running = report.running();
+  load.queued = report.queued();
+  load.generated_tokens = report.generated_tokens();
+  load.tokens_per_second = report.tokens_per_second();
+  cluster_.LeaderLoad(group, epoch, load);
+  const ClusterState::Group* current = cluster_.FindGroup(group);
+  if (current != nullptr && current->epoch == epoch) {
+    router_.SetReportedLoad(group, int64_t{load.running} + load.queued);
+  }
+}
+
+GenerateCall* Coordinator::FindCall(uint64_t request, uint32_t attempt) {
+  const auto it = requests_.find(request);
+  if (it == requests_.end() || it->second->generation->log().attempt() != attempt) return nullptr;
+  return it->second;
+}
+
+void Coordinator::Submitted(const internal::v1::SubmitResult& result) {
+  if (GenerateCall* call = FindCall(result.request(), result.attempt())) call->OnSubmitResult(result);
+}
+
+void Coordinator::Output(const internal::v1::StepOutput& output) {
+  for (const internal::v1::SequenceOutput& sequence : output.sequences()) {
+    if (GenerateCall* call = FindCall(sequence.request(), sequence.attempt())) call->OnOutput(sequence);
+  }
+}
+
+// --- requests
+// ----------------------------------------------------------------------------------------------------
+
+void Coordinator::Dispatch(GenerateCall* call) {
+  call->dispatched_ = true;
+  if (call->fields.request_id.empty()) {
+    call->fields.request_id = absl::StrFormat("%016x", absl::Uniform<uint64_t>(random_));
+  }
+  if (const absl::Status status = Route(call); !status.ok()) call->Fail(status);
+}
+
+absl::Status Coordinator::Route(GenerateCall* call) {
+  if (call->cancelled()) return call->CancelReason();
+  PHX_RETURN_IF_ERROR(call->prepared);
+  if (draining()) return absl::UnavailableError("the coordinator is shutting down");
+  const std::string& model = call->model->spec.name;
+  if (const auto now = registry_.Find(model); !now.ok() || *now != call->model) {
+    return absl::UnavailableError(absl::StrCat("model '", model, "' was unloaded"));
+  }
+  // Errors of the request come before those of the cluster.
+  auto sampling =
+      ResolveSampling(call->fields, static_cast<int64_t>(call->prompt.size()), call->model->limits,
+                      config_.max_tokens_default, absl::Uniform<uint64_t>(random_));
+  PHX_RETURN_IF_ERROR(sampling.status());
+  const auto group_id = router_.Pick(model, call->prompt);
+  if (!group_id) {
+    return absl::UnavailableError(
+        absl::StrCat("no group of model '", model, "' is ready: ", cluster_.WhyNotReady(model)));
+  }
+  const ClusterState::Group& group = *cluster_.FindGroup(*group_id);
+  if (group.leader->context_length > 0 && group.leader->context_length < call->model->limits.context_length) {
+    ModelLimits limits = call->model->limits;
+    limits.context_length = group.leader->context_length;
+    sampling = ResolveSampling(call->fields, static_cast<int64_t>(call->prompt.size()), limits,
+                               config_.max_tokens_default, sampling->seed);
+    if (!sampling.ok()) {
+      router_.Done(*group_id);
+      return sampling.status();
+    }
+  }
+  TokenLog log(*std::move(sampling), /*rope_mode=*/0);
+  log.BeginAttempt(group.leader->fingerprint);
+  call->generation = std::make_unique<Generation>(std::move(log), static_cast<int64_t>(call->prompt.size()),
+                                                  MakeTextStream(call->model), Now());
+  call->group = *group_id;
+  call->request = next_request_++;
+  requests_[call->request] = call;
+  spdlog::debug("request {}: number {} to {}, {} prompt tokens, max_tokens {}, seed {}",
+                call->fields.request_id, call->request, *group_id, call->prompt.size(),
+                call->generation->log().sampling().max_tokens, call->generation->log().sampling().seed);
+  internal::v1::ServeResponse submit;
+  *submit.mutable_submit() = MakeSubmit(call->request, call->prompt, call->generation->log());
+  leaders_.at(*group_id)->Send(std::move(submit));
+  return absl::OkStatus();
+}
+
+void Coordinator::Release(GenerateCall* call, bool abort) {
+  if (call->request == 0) return;
+  requests_.erase(call->request);
+  router_.Done(call->group);
+  if (const auto leader = leaders_.find(call->group); abort && leader != leaders_.end()) {
+    internal::v1::ServeResponse message;
+    message.mutable_abort()->set_request(call->request);
+    leader->second->Send(std::move(message));
+  }
+  call->request = 0;
+}
+
+void Coordinator::Gone(GenerateCall* call) {
+  Release(call, /*abort=*/true);
+  calls_.erase(call);
+  if (call->admitted()) in_flight_.Leave();
+}
+
+void Coordinator::CloseAll(const std::string& reason) {
+  const absl::Status status = absl::UnavailableError(reason);
+  for (GenerateCall* call : calls_) {
+    if (!call->dispatched_) continue;  // Dispatch will refuse it
+    Release(call, /*abort=*/true);
+    call->Fail(status);
+  }
+  const grpc::Status closed(grpc::UNAVAILABLE, reason);
+  for (GroupStream* stream : group_streams_) stream->Close(closed);
+  for (WorkerStream* stream : worker_streams_) stream->Close(closed);
+}
+
+// --- actions
+// -----------------------------------------------------------------------------------------------------
+
+void Coordinator::Execute(const Actions& actions) {
+  for (const Action& action : actions) {
+    std::visit([this](const auto& a) { Do(a); }, action);
+  }
+}
+
+void Coordinator::Do(const AssignAction& action) {
+  const auto stream = sessions_.find(action.session);
+  if (stream == sessions_.end()) return;
+  if (action.rank == 0) {
+    spdlog::info("group {} epoch {}: forming with {} ranks", action.group, action.epoch, action.num_ranks);
+  }
+  internal::v1::JoinResponse message;
+  internal::v1::Assign* assign = message.mutable_assign();
+  assign->set_group_id(action.group);
+  assign->set_epoch(action.epoch);
+  assign->set_rank(action.rank);
+  assign->set_num_ranks(action.num_ranks);
+  *assign->mutable_model() = FromSpec(action.model);
+  assign->set_collective("shm");
+  assign->set_collective_id(action.collective_id);
+  assign->set_leader_address(action.leader_address);
+  assign->set_workers_on_host(action.workers_on_host);
+  stream->second->Send(std::move(message));
+}
+
+void Coordinator::Do(const ReleaseAction& action) {
+  const auto stream = sessions_.find(action.session);
+  if (stream == sessions_.end()) return;
+  internal::v1::JoinResponse message;
+  message.mutable_release()->set_group_id(action.group);
+  message.mutable_release()->set_epoch(action.epoch);
+  message.mutable_release()->set_reason(action.reason);
+  stream->second->Send(std::move(message));
+}
+
+void Coordinator::Do(const DropWorkerAction& action) {
+  const auto stream = sessions_.find(action.session);
+  if (stream == sessions_.end()) return;
+  spdlog::warn("worker session {} dropped: {}", action.session, action.reason);
+  stream->second->Close(grpc::Status(grpc::ABORTED, action.reason));
+  sessions_.erase(stream);
+}
+
+void Coordinator::Do(const GroupReadyAction& action) {
+  spdlog::info("group {} epoch {}: ready", action.group, action.epoch);
+  router_.AddGroup(action.model, action.group);
+  num_ready_groups_.fetch_add(1);
+}
+
+void Coordinator::Do(const GroupLostAction& action) {
+  spdlog::warn("group {} epoch {}: over: {}", action.group, action.epoch, action.reason);
+  if (router_.RemoveGroup(action.group)) num_ready_groups_.fetch_sub(1);
+  std::vector<GenerateCall*> lost;
+  for (const auto& [request, call] : requests_) {
+    if (call->group == action.group) lost.push_back(call);
+  }
+  const absl::Status status =
+      absl::UnavailableError(absl::StrCat("group ", action.group, " was lost: ", action.reason));
+  for (GenerateCall* call : lost) {
+    Release(call, /*abort=*/false);
+    call->Fail(status);
+  }
+  if (const auto leader = leaders_.find(action.group); leader != leaders_.end()) {
+    leader->second->Close(
+        grpc::Status(grpc::ABORTED, absl::StrCat("epoch ", action.epoch, " is over: ", action.reason)));
+    leaders_.erase(leader);
+  }
+}
+
+void Coordinator::Tick() {
+  const int64_t now_ms = NowMs();
+  Actions actions;
+  cluster_.Tick(now_ms, &actions);
+  Execute(actions);
+  if (now_ms - last_sweep_ms_ < kSweepMs) return;
+  last_sweep_ms_ = now_ms;
+  const EventLoop::Clock::time_point now = EventLoop::Clock::now();
+  for (GenerateCall* call : calls_) call->CutIfStuck(now);
+  const auto sweep = [now](auto& streams) {
+    for (auto* stream : streams) {
+      if (!stream->joined() && now - stream->opened() >= kHelloTimeout) {
+        stream->Close(grpc::Status(grpc::DEADLINE_EXCEEDED, "no hello came"));
+      }
+      stream->CutIfStuck(now);
+    }
+  };
+  sweep(worker_streams_);
+  sweep(group_streams_);
+}
+
+}  // namespace phalanx::coordinator

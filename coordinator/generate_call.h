@@ -1,0 +1,60 @@
+// One Generate call. Created on a gRPC thread, tokenised there or on the pool, then it belongs to the loop.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "coordinator/coordinator.h"
+#include "coordinator/generation.h"
+#include "coordinator/streams.h"
+#include "phalanx/v1/inference.pb.h"
+
+namespace phalanx::coordinator {
+
+class GenerateCall : public LoopWriter<grpc::ServerWriteReactor<v1::GenerateResponse>, v1::GenerateResponse> {
+ public:
+  GenerateCall(Coordinator* coordinator, grpc::CallbackServerContext* context);
+
+  // On the gRPC thread: checks the request and gets it tokenised.
+  void Begin(const v1::GenerateRequest& request);
+
+  // --- on the loop
+  // ------------------------------------------------------------------------------------------------- Ends
+  // the call with an error; where trying again may help, says when.
+  void Fail(const absl::Status& status);
+  void OnSubmitResult(const internal::v1::SubmitResult& result);
+  void OnOutput(const internal::v1::SequenceOutput& output);
+
+  // Set by Begin.
+  RequestFields fields;
+  std::shared_ptr<const LoadedModel> model;
+  std::vector<int32_t> prompt;
+  absl::Status prepared;  // why it cannot be dispatched
+
+  // Set by the coordinator when it submits the call.
+  uint64_t request = 0;  // 0: not submitted, or over
+  std::string group;
+  std::unique_ptr<Generation> generation;
+
+  bool cancelled() const { return cancelled_; }
+  bool admitted() const { return admitted_; }
+
+ private:
+  void OnCancelled() override;
+  void OnGone() override;
+  void Prepare();
+  void SendStarted();
+  absl::Status CancelReason() const;
+
+  Coordinator* const coordinator_;
+  bool admitted_ = false;    // counts in the in-flight limit
+  bool dispatched_ = false;  // belongs to the loop alone
+  bool cancelled_ = false;
+  bool started_ = false;
+
+  friend class Coordinator;
+};
+
+}  // namespace phalanx::coordinator

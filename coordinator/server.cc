@@ -1,0 +1,101 @@
+#include "coordinator/server.h"
+
+#include <grpc/support/log.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/grpc_util.h"
+#include "base/logging.h"
+#include "base/status_macros.h"
+#include "coordinator/model_registry.h"
+
+namespace phalanx::coordinator {
+namespace {
+
+constexpr int kMaxReceiveBytes = 32 << 20;
+constexpr int kMaxMetadataBytes = 16 << 10;
+// A loop that has not come round for this long hangs.
+constexpr std::chrono::seconds kLoopTimeout{10};
+constexpr std::chrono::seconds kCloseTimeout{2};
+
+}  // namespace
+
+Server::Server(const Config& config)
+    : coordinator_(config),
+      inference_(&coordinator_),
+      cluster_(&coordinator_),
+      worker_control_(&coordinator_),
+      group_control_(&coordinator_) {}
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Config& config) {
+  // gRPC's own lines are for debugging; what matters comes back as a status.
+  gpr_set_log_function([](gpr_log_func_args* args) { spdlog::debug("grpc: {}", args->message); });
+  std::shared_ptr<const LoadedModel> model;
+  if (!config.model.path.empty()) {
+    PHX_ASSIGN_OR_RETURN(model, OpenModel(config.model));
+  }
+  std::unique_ptr<Server> server(new Server(config));
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  ConfigureInternalServer(&builder);
+  builder.SetMaxReceiveMessageSize(kMaxReceiveBytes);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
+  builder.AddListeningPort(config.listen, grpc::InsecureServerCredentials(), &server->port_);
+  builder.RegisterService(&server->inference_);
+  builder.RegisterService(&server->cluster_);
+  builder.RegisterService(&server->worker_control_);
+  builder.RegisterService(&server->group_control_);
+  server->server_ = builder.BuildAndStart();
+  if (server->server_ == nullptr || server->port_ == 0) {
+    return absl::UnavailableError(absl::StrCat("cannot listen on ", config.listen,
+                                               ": the port is taken or the address is not this machine's"));
+  }
+  if (model != nullptr) {
+    Coordinator& coordinator = server->coordinator_;
+    coordinator.loop()->Post([&coordinator, model] {
+      // Fails only for a second model of the name.
+      if (const absl::Status status = coordinator.Load(model); !status.ok()) {
+        spdlog::error("model '{}': {}", model->spec.name, status.ToString());
+      }
+    });
+  }
+  server->UpdateHealth();
+  return server;
+}
+
+Server::~Server() {
+  if (server_ != nullptr) Drain(std::chrono::milliseconds(0));
+}
+
+void Server::UpdateHealth() {
+  grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService();
+  if (health == nullptr) return;
+  const bool alive = coordinator_.loop()->age() < kLoopTimeout;
+  const bool takes_requests = alive && coordinator_.ready();
+  health->SetServingStatus("", alive && !coordinator_.draining());
+  health->SetServingStatus("liveness", alive);
+  health->SetServingStatus("readiness", takes_requests);
+  health->SetServingStatus(v1::Inference::service_full_name(), takes_requests);
+  health->SetServingStatus(v1::Cluster::service_full_name(), alive && !coordinator_.draining());
+}
+
+int64_t Server::Drain(std::chrono::milliseconds grace) {
+  coordinator_.BeginDrain();
+  UpdateHealth();
+  const auto deadline = std::chrono::steady_clock::now() + grace;
+  while (coordinator_.in_flight().count() > 0 && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  const int64_t cut = coordinator_.in_flight().count();
+  coordinator_.loop()->Post([this] { coordinator_.CloseAll("the coordinator is shutting down"); });
+  server_->Shutdown(std::chrono::system_clock::now() + kCloseTimeout);
+  server_.reset();
+  return cut;
+}
+
+}  // namespace phalanx::coordinator

@@ -1,0 +1,59 @@
+// The coordinator's four gRPC services. Each method hands over to the loop at once.
+#pragma once
+
+#include "coordinator/coordinator.h"
+#include "phalanx/internal/v1/group_control.grpc.pb.h"
+#include "phalanx/internal/v1/worker_control.grpc.pb.h"
+#include "phalanx/v1/cluster.grpc.pb.h"
+#include "phalanx/v1/inference.grpc.pb.h"
+
+namespace phalanx::coordinator {
+
+class InferenceService : public v1::Inference::CallbackService {
+ public:
+  explicit InferenceService(Coordinator* coordinator) : coordinator_(coordinator) {}
+  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(grpc::CallbackServerContext* context,
+                                                           const v1::GenerateRequest* request) override;
+
+ private:
+  Coordinator* const coordinator_;
+};
+
+class ClusterService : public v1::Cluster::CallbackService {
+ public:
+  explicit ClusterService(Coordinator* coordinator) : coordinator_(coordinator) {}
+  grpc::ServerUnaryReactor* GetStatus(grpc::CallbackServerContext* context,
+                                      const v1::GetStatusRequest* request,
+                                      v1::GetStatusResponse* response) override;
+  grpc::ServerUnaryReactor* LoadModel(grpc::CallbackServerContext* context,
+                                      const v1::LoadModelRequest* request,
+                                      v1::LoadModelResponse* response) override;
+  grpc::ServerUnaryReactor* UnloadModel(grpc::CallbackServerContext* context,
+                                        const v1::UnloadModelRequest* request,
+                                        v1::UnloadModelResponse* response) override;
+
+ private:
+  Coordinator* const coordinator_;
+};
+
+class WorkerControlService : public internal::v1::WorkerControl::CallbackService {
+ public:
+  explicit WorkerControlService(Coordinator* coordinator) : coordinator_(coordinator) {}
+  grpc::ServerBidiReactor<internal::v1::JoinRequest, internal::v1::JoinResponse>* Join(
+      grpc::CallbackServerContext* context) override;
+
+ private:
+  Coordinator* const coordinator_;
+};
+
+class GroupControlService : public internal::v1::GroupControl::CallbackService {
+ public:
+  explicit GroupControlService(Coordinator* coordinator) : coordinator_(coordinator) {}
+  grpc::ServerBidiReactor<internal::v1::ServeRequest, internal::v1::ServeResponse>* Serve(
+      grpc::CallbackServerContext* context) override;
+
+ private:
+  Coordinator* const coordinator_;
+};
+
+}  // namespace phalanx::coordinator
