@@ -1,0 +1,352 @@
+#include "worker/collective/region_collective.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <cstring>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/status_macros.h"
+#include "worker/collective/futex.h"
+#include "worker/collective/process.h"
+
+namespace phalanx {
+namespace {
+
+constexpr int64_t kSleepMs = 50;  // between two looks at the peers
+constexpr int64_t kTile = 512;    // elements summed at a time: a few tiles stay in the first-level cache
+constexpr int64_t kSliceUnit = 32;
+
+// A wait first spins: a peer that runs is often here within microseconds, while a sleep costs tens of them.
+// With more ranks than cores the peer may be waiting for this very core.
+std::chrono::nanoseconds SpinTime(int size) {
+  cpu_set_t cpus;
+  int cores = static_cast<int>(std::thread::hardware_concurrency());
+  if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0) cores = CPU_COUNT(&cpus);
+  if (size == 1) return std::chrono::nanoseconds(0);
+  return size <= cores ? std::chrono::microseconds(20) : std::chrono::microseconds(1);
+}
+
+void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// out = a + b; out may be a or b. Blocks, so that the compiler need not ask whether they overlap.
+void Add(float* out, const float* a, const float* b, int64_t n) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    float sum[16];
+    for (int j = 0; j < 16; ++j) sum[j] = a[i + j] + b[i + j];
+    for (int j = 0; j < 16; ++j) out[i + j] = sum[j];
+  }
+  for (; i < n; ++i) out[i] = a[i] + b[i];
+}
+
+void Copy(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0 && to != from) std::memcpy(to, from, bytes);
+}
+
+bool IsBefore(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) < 0; }
+
+}  // namespace
+
+struct RegionCollective::Call {
+  enum Kind : uint8_t {
+    kConnect = 1,
+    kBarrier,
+    kTreeAllReduce,
+    kTreeAllReduceGather,
+    kAllGather,
+    kBroadcast
+  };
+  Kind kind;
+  uint8_t root = 0;
+  int64_t count = 0;  // below 2^48
+
+  uint64_t packed() const {
+    return uint64_t{kind} << 56 | uint64_t{root} << 48 | static_cast<uint64_t>(count);
+  }
+  static Call Unpack(uint64_t packed) {
+    return {static_cast<Kind>(packed >> 56), static_cast<uint8_t>(packed >> 48),
+            static_cast<int64_t>(packed & ((uint64_t{1} << 48) - 1))};
+  }
+  std::string ToString() const {
+    switch (kind) {
+      case kConnect:
+        return "the group";
+      case kBarrier:
+        return "Barrier";
+      case kTreeAllReduce:
+      case kTreeAllReduceGather:
+        return absl::StrCat("TreeAllReduce of ", count, " elements");
+      case kAllGather:
+        return absl::StrCat("AllGather of ", count, " bytes");
+      case kBroadcast:
+        return absl::StrCat("Broadcast of ", count, " bytes from rank ", static_cast<int>(root));
+    }
+    return absl::StrCat("call ", static_cast<int>(kind));
+  }
+};
+
+RegionCollective::RegionCollective(const CollectiveOptions& options, RegionLayout layout, Region region)
+    : options_(options),
+      layout_(std::move(layout)),
+      region_(std::move(region)),
+      steps_(MergeOrder(layout_.subtrees())),
+      spin_(SpinTime(options.size)),
+      rows_(layout_.subtrees().size()),
+      partial_(layout_.subtrees().size()),
+      scratch_(layout_.subtrees().size() * kTile) {}
+
+RegionCollective::~RegionCollective() {
+  FailHere(absl::CancelledError("its collective was closed")).IgnoreError();
+}
+
+RegionCollective::Clock::time_point RegionCollective::CallDeadline() const {
+  return Clock::now() + std::chrono::milliseconds(options_.timeout_ms);
+}
+
+absl::Status RegionCollective::CheckUsable() const {
+  if (!failed_.load(std::memory_order_relaxed)) return absl::OkStatus();
+  MutexLock lock(mu_);
+  return status_;
+}
+
+absl::Status RegionCollective::Fail(const absl::Status& status, const absl::Status& told) {
+  MutexLock lock(mu_);
+  if (!status_.ok()) return status_;
+  status_ = status;
+  failed_.store(true, std::memory_order_relaxed);
+  PeerState& me = region_.peer(options_.rank);
+  const size_t length = std::min(told.message().size(), sizeof(me.message) - 1);
+  std::memcpy(me.message, told.message().data(), length);
+  me.message[length] = '\0';
+  me.code = static_cast<int32_t>(told.code());
+  me.left.store(1, std::memory_order_release);
+  FutexWakeAll(region_.header()->arrived);
+  return status;
+}
+
+absl::Status RegionCollective::FailHere(const absl::Status& status) {
+  return Fail(status, absl::UnavailableError(
+                          absl::StrCat("rank ", options_.rank, " left the group: ", status.message())));
+}
+
+void RegionCollective::Abort(const std::string& reason) {
+  FailHere(absl::CancelledError(reason)).IgnoreError();
+}
+
+bool RegionCollective::IsPhaseOver() const {
+  const uint32_t target = phase_ * static_cast<uint32_t>(options_.size);
+  return !IsBefore(region_.header()->arrived.load(std::memory_order_acquire), target);
+}
+
+// Looks at what each rank posted and not at `arrived`, which a rank may have died just before counting up.
+std::vector<int> RegionCollective::MissingRanks() const {
+  std::vector<int> missing;
+  for (int r = 0; r < options_.size; ++r) {
+    if (IsBefore(region_.peer(r).posted.load(std::memory_order_acquire), phase_)) missing.push_back(r);
+  }
+  return missing;
+}
+
+// While the phase is not over a rank leaves or dies before or in this very call, never after it. That the
+// phase ended meanwhile is for the caller to see.
+absl::Status RegionCollective::CheckPeers(const Call& call) const {
+  // A dead process is the cause; that others left may be its consequence.
+  for (int r = 0; r < options_.size; ++r) {
+    const PeerState& peer = region_.peer(r);
+    const int64_t pid = peer.pid.load(std::memory_order_acquire);
+    if (r != options_.rank && pid != 0 && peer.left.load(std::memory_order_acquire) == 0 &&
+        !IsProcessAlive(pid, peer.start_time.load(std::memory_order_relaxed))) {
+      return absl::UnavailableError(absl::StrCat("rank ", r, " is gone: its process ", pid,
+                                                 " ended while the ranks came to ", call.ToString()));
+    }
+  }
+  for (int r = 0; r < options_.size; ++r) {
+    const PeerState& peer = region_.peer(r);
+    if (r != options_.rank && peer.left.load(std::memory_order_acquire) != 0) {
+      return absl::Status(static_cast<absl::StatusCode>(peer.code), peer.message);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RegionCollective::WaitForPhase(const Call& call, Clock::time_point deadline,
+                                            int64_t timeout_ms) {
+  const Clock::time_point spin_end = Clock::now() + spin_;
+  do {
+    for (int i = 0; i < 16; ++i) {
+      if (IsPhaseOver()) return absl::OkStatus();
+      Pause();
+    }
+  } while (Clock::now() < spin_end);
+
+  RegionHeader* header = region_.header();
+  while (true) {
+    PHX_RETURN_IF_ERROR(CheckUsable());
+    const Clock::time_point now = Clock::now();
+    const int64_t left_ms = std::chrono::ceil<std::chrono::milliseconds>(deadline - now).count();
+    if (left_ms > 0) {
+      header->sleepers.fetch_add(1);
+      const uint32_t arrived = header->arrived.load();
+      if (!IsPhaseOver()) FutexWait(header->arrived, arrived, std::min(left_ms, kSleepMs));
+      header->sleepers.fetch_sub(1);
+      if (IsPhaseOver()) return absl::OkStatus();
+    }
+    // Woken for nothing or after kSleepMs: does everybody live?
+    const absl::Status peers = CheckPeers(call);
+    const std::vector<int> missing = MissingRanks();
+    if (missing.empty()) return absl::OkStatus();
+    if (!peers.ok()) return Fail(peers, peers);
+    if (left_ms <= 0) {
+      const absl::Status status = absl::DeadlineExceededError(
+          absl::StrCat(missing.size() == 1 ? "rank " : "ranks ", absl::StrJoin(missing, ", "), " of ",
+                       options_.size, " did not come to ", call.ToString(), " within ", timeout_ms, " ms"));
+      return Fail(status, status);
+    }
+  }
+}
+
+absl::Status RegionCollective::CheckCalls(const Call& call) const {
+  for (int r = 0; r < options_.size; ++r) {
+    const uint64_t other = region_.peer(r).call[phase_ & 1].load(std::memory_order_relaxed);
+    if (other != call.packed()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("rank ", r, " came to ", Call::Unpack(other).ToString(), " where rank ", options_.rank,
+                       " came to ", call.ToString(), "; all must make the same calls"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RegionCollective::Sync(const Call& call, Clock::time_point deadline, int64_t timeout_ms) {
+  ++phase_;
+  RegionHeader* header = region_.header();
+  PeerState& me = region_.peer(options_.rank);
+  me.call[phase_ & 1].store(call.packed(), std::memory_order_relaxed);
+  me.posted.store(phase_, std::memory_order_release);
+  header->arrived.fetch_add(1);
+  if (!IsPhaseOver()) {
+    PHX_RETURN_IF_ERROR(WaitForPhase(call, deadline, timeout_ms));
+  } else if (header->sleepers.load() != 0) {
+    FutexWakeAll(header->arrived);
+  }
+  if (absl::Status status = CheckCalls(call); !status.ok()) return Fail(status, status);
+  return CheckUsable();
+}
+
+absl::Status RegionCollective::Connect(Clock::time_point deadline) {
+  return Sync({Call::kConnect}, deadline, options_.connect_timeout_ms);
+}
+
+absl::StatusOr<float*> RegionCollective::SumsBuffer(int64_t count) {
+  PHX_RETURN_IF_ERROR(CheckUsable());
+  if (count < 0 || count > options_.max_elements) {
+    return FailHere(absl::InvalidArgumentError(absl::StrCat(
+        "SumsBuffer of ", count, " elements; it must be 0 to max_elements ", options_.max_elements)));
+  }
+  sums_count_ = count;
+  return reinterpret_cast<float*>(at(layout_.sums_offset(options_.rank, sums_slot_)));
+}
+
+void RegionCollective::SumTile(int64_t begin, int64_t end, float* dst) {
+  if (steps_.empty()) Copy(dst + begin, rows_[0] + begin, (end - begin) * sizeof(float));
+  for (int64_t first = begin; first < end; first += kTile) {
+    const int64_t n = std::min(kTile, end - first);
+    for (size_t i = 0; i < rows_.size(); ++i) partial_[i] = rows_[i] + first;
+    for (size_t k = 0; k < steps_.size(); ++k) {
+      const auto [left, right] = steps_[k];
+      float* to = k + 1 == steps_.size() ? dst + first : scratch_.data() + left * kTile;
+      Add(to, partial_[left], partial_[right], n);
+      partial_[left] = to;
+    }
+  }
+}
+
+absl::Status RegionCollective::TreeAllReduce(int64_t count, float* out) {
+  PHX_RETURN_IF_ERROR(CheckUsable());
+  if (count < 0 || count != sums_count_) {
+    return FailHere(absl::FailedPreconditionError(
+        absl::StrCat("TreeAllReduce of ", count, " elements without a SumsBuffer of ", count, " before it",
+                     sums_count_ < 0 ? "" : absl::StrCat(" (it was of ", sums_count_, ")"))));
+  }
+  for (int r = 0; r < options_.size; ++r) {
+    const float* sums = reinterpret_cast<const float*>(at(layout_.sums_offset(r, sums_slot_)));
+    for (int i = 0; i < layout_.num_subtrees(r); ++i) rows_[layout_.first_subtree(r) + i] = sums + i * count;
+  }
+  // Rank 0's first row, where the total of a two-shot is left for all to copy.
+  float* total = reinterpret_cast<float*>(at(layout_.sums_offset(0, sums_slot_)));
+  sums_count_ = -1;
+  sums_slot_ ^= 1;
+
+  const Clock::time_point deadline = CallDeadline();
+  PHX_RETURN_IF_ERROR(Sync({Call::kTreeAllReduce, 0, count}, deadline, options_.timeout_ms));
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(float));
+  if (options_.size == 1 || bytes * static_cast<int64_t>(rows_.size()) < kTwoShotBytes) {
+    SumTile(0, count, out);
+    return absl::OkStatus();
+  }
+  // A slice is read and written by its rank only, until the next phase is over.
+  const int64_t units = (count + kSliceUnit - 1) / kSliceUnit;
+  const int64_t begin = units * options_.rank / options_.size * kSliceUnit;
+  const int64_t end = std::min(count, units * (options_.rank + 1) / options_.size * kSliceUnit);
+  SumTile(begin, end, total);
+  PHX_RETURN_IF_ERROR(Sync({Call::kTreeAllReduceGather, 0, count}, deadline, options_.timeout_ms));
+  Copy(out, total, bytes);
+  return absl::OkStatus();
+}
+
+absl::Status RegionCollective::AllGather(const void* in, int64_t bytes, void* out) {
+  PHX_RETURN_IF_ERROR(CheckUsable());
+  if (bytes < 0 || bytes > options_.max_gather_bytes) {
+    return FailHere(absl::InvalidArgumentError(absl::StrCat(
+        "AllGather of ", bytes, " bytes; it must be 0 to max_gather_bytes ", options_.max_gather_bytes)));
+  }
+  if (options_.size == 1) {
+    if (bytes > 0) std::memmove(out, in, bytes);
+    return absl::OkStatus();
+  }
+  const int slot = gather_slot_;
+  gather_slot_ ^= 1;
+  Copy(at(layout_.gather_offset(options_.rank, slot)), in, bytes);
+  PHX_RETURN_IF_ERROR(Sync({Call::kAllGather, 0, bytes}, CallDeadline(), options_.timeout_ms));
+  for (int r = 0; r < options_.size; ++r) {
+    Copy(static_cast<char*>(out) + r * bytes, at(layout_.gather_offset(r, slot)), bytes);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RegionCollective::Broadcast(void* data, int64_t bytes, int root) {
+  PHX_RETURN_IF_ERROR(CheckUsable());
+  if (bytes < 0 || bytes > options_.max_gather_bytes) {
+    return FailHere(absl::InvalidArgumentError(absl::StrCat(
+        "Broadcast of ", bytes, " bytes; it must be 0 to max_gather_bytes ", options_.max_gather_bytes)));
+  }
+  if (root < 0 || root >= options_.size) {
+    return FailHere(absl::InvalidArgumentError(
+        absl::StrCat("Broadcast from rank ", root, "; it must be 0 to ", options_.size - 1)));
+  }
+  if (options_.size == 1) return absl::OkStatus();
+  const int slot = gather_slot_;
+  gather_slot_ ^= 1;
+  char* shared = at(layout_.gather_offset(root, slot));
+  if (options_.rank == root) Copy(shared, data, bytes);
+  PHX_RETURN_IF_ERROR(
+      Sync({Call::kBroadcast, static_cast<uint8_t>(root), bytes}, CallDeadline(), options_.timeout_ms));
+  if (options_.rank != root) Copy(data, shared, bytes);
+  return absl::OkStatus();
+}
+
+absl::Status RegionCollective::Barrier() {
+  PHX_RETURN_IF_ERROR(CheckUsable());
+  return Sync({Call::kBarrier}, CallDeadline(), options_.timeout_ms);
+}
+
+}  // namespace phalanx

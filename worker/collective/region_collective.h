@@ -1,0 +1,96 @@
+// The one algorithm of the collectives whose ranks share memory: thread and shm differ only in how they get
+// it.
+//
+// A call writes what others shall read into this rank's slot, posts a phase, waits until all ranks posted it,
+// and reads. Invariants: a rank reads slots only between the end of a phase and its own next post, and writes
+// a slot only when all ranks have posted a later phase than the one whose data it holds (region.h).
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/mutex.h"
+#include "worker/collective/collective.h"
+#include "worker/collective/region.h"
+
+namespace phalanx {
+
+// TreeAllReduce is two-shot from this many bytes read by one rank (count * 4 * subtrees of all ranks).
+inline constexpr int64_t kTwoShotBytes = 512 * 1024;
+
+class RegionCollective : public Collective {
+ public:
+  // `region` is laid out by `layout`.
+  RegionCollective(const CollectiveOptions& options, RegionLayout layout, Region region);
+  // Tells the peers that this rank left.
+  ~RegionCollective() override;
+
+  // Waits for all ranks of the group, until `deadline` (named as connect_timeout_ms). All ranks call it
+  // first, or none.
+  absl::Status Connect(std::chrono::steady_clock::time_point deadline);
+
+  int rank() const override { return options_.rank; }
+  int size() const override { return options_.size; }
+  absl::StatusOr<float*> SumsBuffer(int64_t count) override;
+  absl::Status TreeAllReduce(int64_t count, float* out) override;
+  absl::Status AllGather(const void* in, int64_t bytes, void* out) override;
+  absl::Status Broadcast(void* data, int64_t bytes, int root) override;
+  absl::Status Barrier() override;
+  void Abort(const std::string& reason) override;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  // What a call is, in 64 bits, so that ranks can compare theirs.
+  struct Call;
+
+  char* at(int64_t offset) const { return static_cast<char*>(region_.memory.get()) + offset; }
+  Clock::time_point CallDeadline() const;
+
+  // The error this collective died of, if it did.
+  absl::Status CheckUsable() const ABSL_LOCKS_EXCLUDED(mu_);
+  // Dies of `status` unless dead already; peers are told `told`. Returns what it died of.
+  absl::Status Fail(const absl::Status& status, const absl::Status& told) ABSL_LOCKS_EXCLUDED(mu_);
+  // Dies of something that this rank alone knows.
+  absl::Status FailHere(const absl::Status& status);
+
+  // Posts the next phase and waits until all ranks did.
+  absl::Status Sync(const Call& call, Clock::time_point deadline, int64_t timeout_ms);
+  absl::Status WaitForPhase(const Call& call, Clock::time_point deadline, int64_t timeout_ms);
+  bool IsPhaseOver() const;
+  std::vector<int> MissingRanks() const;
+  // An error when a peer's process ended or it left.
+  absl::Status CheckPeers(const Call& call) const;
+  absl::Status CheckCalls(const Call& call) const;
+
+  // dst[begin, end) = the tree's sum of rows_[.][begin, end).
+  void SumTile(int64_t begin, int64_t end, float* dst);
+
+  // Constant after construction.
+  const CollectiveOptions options_;
+  const RegionLayout layout_;
+  const Region region_;
+  const std::vector<MergeStep> steps_;
+  const std::chrono::nanoseconds spin_;
+
+  // Of the one caller.
+  uint32_t phase_ = kStartPhase;       // last phase posted
+  int64_t sums_count_ = -1;            // of SumsBuffer since the last TreeAllReduce; -1: none
+  int sums_slot_ = 0;                  // flips with each TreeAllReduce
+  int gather_slot_ = 0;                // flips with each AllGather or Broadcast
+  std::vector<const float*> rows_;     // [subtrees of all ranks]
+  std::vector<const float*> partial_;  // [same]: rows_ or sums in scratch_
+  std::vector<float> scratch_;
+
+  mutable Mutex mu_;
+  std::atomic<bool> failed_{false};  // status_ is an error
+  absl::Status status_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace phalanx
