@@ -167,7 +167,8 @@ absl::Status ClusterState::LoadModel(int64_t now, ModelSpec spec, Actions* actio
     group.phase_since_ms = now;
     groups_[group.id] = std::move(group);
   }
-  models_[spec.name] = Model{std::move(spec), next_model_++};
+  const std::string name = spec.name;
+  models_[name] = Model{std::move(spec), next_model_++};
   FormGroups(now, actions);
   return absl::OkStatus();
 }

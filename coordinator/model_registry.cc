@@ -53,9 +53,9 @@ absl::Status CompleteSpec(const GgufFile& file, const ModelConfig& config, Model
     if (!CheckName(spec->name).ok()) spec->name = std::filesystem::path(spec->path).stem().string();
   }
   PHX_RETURN_IF_ERROR(CheckName(spec->name));
-  if (spec->tensor_parallel < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("spec.tensor_parallel is ", spec->tensor_parallel, "; it must be at least 1 (0: 1)"));
+  if (spec->tensor_parallel < 0 || spec->tensor_parallel > kMaxShards) {
+    return absl::InvalidArgumentError(absl::StrCat("spec.tensor_parallel is ", spec->tensor_parallel,
+                                                   "; it must be 1 to ", kMaxShards, " (0: 1)"));
   }
   if (spec->tensor_parallel == 0) spec->tensor_parallel = 1;
   if (spec->groups < 0 || spec->groups > kMaxGroups) {
@@ -63,7 +63,7 @@ absl::Status CompleteSpec(const GgufFile& file, const ModelConfig& config, Model
         absl::StrCat("spec.groups is ", spec->groups, "; it must be 1 to ", kMaxGroups, " (0: 1)"));
   }
   if (spec->groups == 0) spec->groups = 1;
-  if (spec->shards < 0) {
+  if (spec->shards != 0 && (spec->shards < spec->tensor_parallel || spec->shards > kMaxShards)) {
     return absl::InvalidArgumentError(absl::StrCat("spec.shards is ", spec->shards, "; it must be ",
                                                    spec->tensor_parallel, " to ", kMaxShards,
                                                    " (0: default)"));
