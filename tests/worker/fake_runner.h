@@ -51,7 +51,7 @@ inline std::vector<int32_t> GenerateAlone(const SequenceRequest& r, int64_t cont
 
 class FakeRunner : public StepRunner {
  public:
-  FakeRunner(const SchedulerOptions& options)
+  explicit FakeRunner(const SchedulerOptions& options)
       : options_(options),
         tables_(options.num_blocks),
         kv_(options.num_blocks * options.block_size, kUnwritten) {}
@@ -100,7 +100,8 @@ class FakeRunner : public StepRunner {
   }
 
  protected:
-  std::vector<int32_t> sampled_;  // by this step; a follower's subclass gets them from the leader
+  std::vector<int32_t> sampled_;    // by this step; a follower's subclass gets them from the leader
+  std::vector<uint64_t> contexts_;  // [num_logits] of the last Launch
 
  private:
   static constexpr int32_t kUnwritten = -1;
@@ -149,7 +150,6 @@ class FakeRunner : public StepRunner {
   std::vector<int32_t> kv_;
   std::vector<int32_t> previous_;
   uint64_t step_ = 0;
-  std::vector<uint64_t> contexts_;
   std::vector<uint64_t> positions_;
 };
 
