@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <random>
 #include <string>
@@ -13,8 +14,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/gguf.h"
-#include "gtest/gtest.h"
 #include "tests/base/gguf_writer.h"
 
 namespace phalanx {
@@ -83,7 +84,7 @@ inline std::vector<TinyTensor> TinyTensors(const TinyModelOptions& o) {
   return tensors;
 }
 
-// Writes a model file of these tensors into the test's own folder and opens it.
+// Writes a model file of these tensors into the folder for temporary files and opens it.
 inline std::unique_ptr<GgufFile> OpenTinyModel(const TinyModelOptions& o,
                                                const std::vector<TinyTensor>& tensors,
                                                const std::string& name) {
@@ -102,12 +103,13 @@ inline std::unique_ptr<GgufFile> OpenTinyModel(const TinyModelOptions& o,
   writer.SetF32("llama.rope.freq_base", 10000);
   writer.SetF32("llama.attention.layer_norm_rms_epsilon", 1e-5f);
   for (const TinyTensor& t : tensors) writer.AddTensor(t.name, t.dtype, t.dims, t.values);
-  const std::string path = absl::StrCat(testing::TempDir(), "/", name, ".", getpid(), ".gguf");
-  EXPECT_TRUE(writer.Write(path)) << path;
+  const std::string path =
+      absl::StrCat(std::filesystem::temp_directory_path().string(), "/", name, ".", getpid(), ".gguf");
+  PHX_CHECK(writer.Write(path), path);
   absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(path);
   unlink(path.c_str());  // the mapping stays
-  EXPECT_TRUE(file.ok()) << file.status();
-  return file.ok() ? *std::move(file) : nullptr;
+  PHX_CHECK(file.ok(), file.status().ToString());
+  return *std::move(file);
 }
 
 inline std::unique_ptr<GgufFile> OpenTinyModel(const TinyModelOptions& o, const std::string& name = "tiny") {

@@ -1,0 +1,308 @@
+// The engine without a coordinator: prefill and decode of one group in this process, against what the machine
+// can do.
+//
+//   engine_bench [--model FILE] [--tp D] [--threads N] [--compute fp32|fast] [--rung auto|reference|avx2|amx]
+//                [--prompt N] [--steps N] [--batches 1,8,32] [--json]
+//
+// Without --model: a small random model, to see that the bench runs. Prefill: a prompt of 512 tokens in one
+// step. Decode: sequences with a prompt of --prompt tokens, --steps steps of one token each, greedy. Each
+// figure is the best of three runs. Bandwidth: packed weights times steps a second, over what as many threads
+// read from a buffer as large. Operations: two for each weight and token, the head only for rows with logits,
+// over the peak of the rung's instruction.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "nlohmann/json.hpp"
+#include "tests/bench/limits.h"
+#include "tests/worker/test_group.h"
+#include "tests/worker/tiny_model.h"
+
+namespace phalanx {
+namespace {
+
+constexpr int kBlockSize = 32;
+constexpr int kRepeats = 3;
+constexpr int kPrefill = 512;
+
+struct Flags {
+  std::string model;
+  int tp = 1;
+  int threads = 1;
+  std::string compute = "fast";
+  std::string rung = "auto";
+  int prompt = 128;
+  int steps = 64;
+  std::vector<int> batches = {1, 8, 32};
+  bool json = false;
+};
+
+[[noreturn]] void Fail(const std::string& message) {
+  std::fprintf(stderr, "engine_bench: %s\n", message.c_str());
+  std::exit(1);
+}
+
+int Number(const std::string& name, const std::string& text) {
+  int value = 0;
+  if (!absl::SimpleAtoi(text, &value) || value < 1)
+    Fail(absl::StrCat(name, " ", text, ": must be a number from 1"));
+  return value;
+}
+
+Flags ParseFlags(int argc, char** argv) {
+  Flags flags;
+  for (int i = 1; i < argc; ++i) {
+    const std::string name = argv[i];
+    if (name == "--json") {
+      flags.json = true;
+      continue;
+    }
+    if (i + 1 == argc) Fail(absl::StrCat(name, ": unknown, or lacks its value"));
+    const std::string value = argv[++i];
+    if (name == "--model") {
+      flags.model = value;
+    } else if (name == "--tp") {
+      flags.tp = Number(name, value);
+    } else if (name == "--threads") {
+      flags.threads = Number(name, value);
+    } else if (name == "--compute" && (value == "fp32" || value == "fast")) {
+      flags.compute = value;
+    } else if (name == "--rung") {
+      flags.rung = value;
+    } else if (name == "--prompt") {
+      flags.prompt = Number(name, value);
+    } else if (name == "--steps") {
+      flags.steps = Number(name, value);
+    } else if (name == "--batches") {
+      flags.batches.clear();
+      for (const auto batch : absl::StrSplit(value, ','))
+        flags.batches.push_back(Number(name, std::string(batch)));
+    } else {
+      Fail(absl::StrCat(name, " ", value, ": unknown option or value"));
+    }
+  }
+  return flags;
+}
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Plans made beforehand, so that only the ranks' work is timed.
+struct Run {
+  std::vector<StepPlan> plans;
+  size_t timed_from = 0;
+};
+
+// Seconds that rank 0 takes for the plans from run.timed_from on; every rank runs them in its own thread.
+double Seconds(TestGroup* group, const Run& run) {
+  double begin = 0, end = 0;
+  const absl::Status status = group->OnAllRanks([&](int rank) -> absl::Status {
+    for (size_t i = 0; i < run.plans.size(); ++i) {
+      if (rank == 0 && i == run.timed_from) begin = Now();
+      PHX_RETURN_IF_ERROR(group->runner(rank).Launch(run.plans[i]));
+      if (rank == 0) {
+        const std::vector<SampleRow> samples(run.plans[i].num_logits());
+        PHX_RETURN_IF_ERROR(group->runner(0).Sample(samples).status());
+      }
+      PHX_RETURN_IF_ERROR(group->runner(rank).ShareSampled());
+    }
+    if (rank == 0) end = Now();
+    return absl::OkStatus();
+  });
+  if (!status.ok()) Fail(status.ToString());
+  return end - begin;
+}
+
+class Bench {
+ public:
+  Bench(TestGroup* group, int64_t num_blocks) : group_(group) {
+    std::vector<int32_t> order(num_blocks);
+    for (int64_t i = 0; i < num_blocks; ++i) order[i] = static_cast<int32_t>(num_blocks - 1 - i);
+    tables_ = std::make_unique<TestTables>(num_blocks, kBlockSize, order);
+  }
+
+  double Prefill(int num_tokens) {
+    Run run;
+    Add(&run, {0}, 0, num_tokens);
+    const double seconds = Seconds(group_, run);
+    Release({0});
+    return seconds;
+  }
+
+  double Decode(int batch, int prompt, int steps) {
+    Run run;
+    std::vector<uint32_t> ids;
+    for (int i = 0; i < batch; ++i) {
+      ids.push_back(static_cast<uint32_t>(i));
+      Add(&run, {ids.back()}, 0, prompt);
+    }
+    Add(&run, ids, prompt, 1);  // the first step of all together has literal ids
+    run.timed_from = run.plans.size();
+    for (int s = 1; s <= steps; ++s) Add(&run, ids, prompt + s, 0);
+    const double seconds = Seconds(group_, run);
+    Release(ids);
+    return seconds;
+  }
+
+ private:
+  // A step in which each sequence runs `num_tokens` literal tokens, or (0) the one sampled before.
+  void Add(Run* run, const std::vector<uint32_t>& ids, int position, int num_tokens) {
+    StepPlan plan;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      PlanRow row;
+      row.sequence = ids[i];
+      row.first_position = position;
+      for (int t = 0; t < num_tokens; ++t) {
+        row.tokens.push_back(
+            static_cast<int32_t>((position + t * 31 + ids[i] * 7) % group_->config().vocab_size));
+      }
+      if (num_tokens == 0) row.tokens.push_back(-1 - static_cast<int32_t>(i));
+      row.logit_offsets = {static_cast<int32_t>(row.tokens.size()) - 1};
+      tables_->Grow(&plan, ids[i], position + static_cast<int64_t>(row.tokens.size()));
+      plan.rows.push_back(std::move(row));
+    }
+    tables_->Finish(&plan);
+    run->plans.push_back(std::move(plan));
+  }
+  void Release(const std::vector<uint32_t>& ids) {
+    StepPlan plan;
+    for (const uint32_t id : ids) tables_->Release(&plan, id);
+    tables_->Finish(&plan);
+    Run run;
+    run.plans.push_back(std::move(plan));
+    Seconds(group_, run);
+  }
+
+  TestGroup* group_;
+  std::unique_ptr<TestTables> tables_;
+};
+
+int64_t LayerWeights(const ModelConfig& c) {
+  const int64_t qkv = int64_t{c.num_heads} * c.key_dim + int64_t{c.num_kv_heads} * (c.key_dim + c.value_dim);
+  const int64_t output = int64_t{c.num_heads} * c.value_dim;
+  return c.num_layers * c.hidden_size * (qkv + output + 3 * int64_t{c.ffn_size});
+}
+int64_t HeadWeights(const ModelConfig& c) { return int64_t{c.vocab_size} * c.hidden_size; }
+
+std::string RungOf(const OpsInfo& info) {
+  if (info.backend == "reference") return info.backend;
+  return info.instruction_set.starts_with("amx") ? "amx" : "avx2";
+}
+
+// The figures of one group and the machine's limits beside them.
+class Report {
+ public:
+  Report(const Flags& flags, TestGroup* group) : flags_(flags), group_(group) {
+    const ModelConfig& config = group->config();
+    const OpsInfo& info = group->ops(0).info();
+    for (int r = 0; r < flags.tp; ++r) weight_bytes_ += group->runner(r).weight_bytes();
+    const int threads = flags.tp * flags.threads;
+    bandwidth_ = ReadBandwidth(weight_bytes_, threads);
+    peak_ = PeakFlops(RungOf(info), flags.compute == "fp32" ? Compute::kFp32 : Compute::kFast, threads);
+    json_ = {{"model", config.name},
+             {"backend", info.backend},
+             {"instruction_set", info.instruction_set},
+             {"device", info.device},
+             {"compute", flags.compute},
+             {"tp", flags.tp},
+             {"threads_per_rank", flags.threads},
+             {"weight_bytes", weight_bytes_},
+             {"read_bytes_per_second", bandwidth_},
+             {"peak_flops", peak_}};
+    if (flags.json) return;
+    std::printf("%s, %s (%s) on %s, %s, tp %d x %d threads\n", config.name.c_str(), info.backend.c_str(),
+                info.instruction_set.c_str(), info.device.c_str(), flags.compute.c_str(), flags.tp,
+                flags.threads);
+    std::printf("weights %.1f MB, read at most %.1f GB/s; %.1f GFLOP/s at most\n",
+                static_cast<double>(weight_bytes_) / 1e6, bandwidth_ / 1e9, peak_ / 1e9);
+    std::printf("%-14s %10s %10s %12s %12s\n", "", "tok/s", "ms/step", "of bandwidth", "of FLOP/s");
+  }
+
+  void Add(const std::string& name, int64_t tokens, int64_t logits, int steps, double seconds) {
+    const double tokens_per_second = static_cast<double>(tokens) / seconds;
+    const double bandwidth_share = static_cast<double>(weight_bytes_) * steps / seconds / bandwidth_;
+    const double operations = 2.0 * static_cast<double>(LayerWeights(group_->config()) * tokens +
+                                                        HeadWeights(group_->config()) * logits);
+    const double peak_share = peak_ > 0 ? operations / seconds / peak_ : 0;
+    json_[name] = {{"tokens_per_second", tokens_per_second},
+                   {"ms_per_step", seconds / steps * 1e3},
+                   {"share_of_bandwidth", bandwidth_share},
+                   {"share_of_peak_flops", peak_share}};
+    if (flags_.json) return;
+    std::printf("%-14s %10.1f %10.3f %11.1f%% %11.1f%%\n", name.c_str(), tokens_per_second,
+                seconds / steps * 1e3, bandwidth_share * 100, peak_share * 100);
+  }
+
+  void Finish() const {
+    if (flags_.json) std::printf("%s\n", json_.dump(2).c_str());
+  }
+
+ private:
+  const Flags flags_;
+  TestGroup* group_;
+  int64_t weight_bytes_ = 0;
+  double bandwidth_ = 0;
+  double peak_ = 0;
+  nlohmann::json json_;
+};
+
+std::unique_ptr<GgufFile> OpenModel(const Flags& flags) {
+  if (flags.model.empty()) {
+    TinyModelOptions options;
+    options.context = 4096;
+    return OpenTinyModel(options);
+  }
+  absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(flags.model);
+  if (!file.ok()) Fail(file.status().ToString());
+  return *std::move(file);
+}
+
+int Main(int argc, char** argv) {
+  const Flags flags = ParseFlags(argc, argv);
+  const std::unique_ptr<GgufFile> file = OpenModel(flags);
+  const int max_batch = *std::max_element(flags.batches.begin(), flags.batches.end());
+  const int longest = std::max(flags.prompt + flags.steps + 1, kPrefill);
+  TestGroupOptions options;
+  options.num_ranks = flags.tp;
+  options.num_shards = std::max(flags.tp, kDefaultShards);
+  options.ops = {.rung = flags.rung,
+                 .compute = flags.compute == "fp32" ? Compute::kFp32 : Compute::kFast,
+                 .num_threads = flags.threads};
+  options.runner = {.max_tokens_per_step = std::max({kPrefill, flags.prompt, max_batch}),
+                    .max_logits_per_step = max_batch,
+                    .context_length = longest,
+                    .block_size = kBlockSize,
+                    .kv_bytes = int64_t{1} << 40,
+                    .max_kv_blocks = int64_t{max_batch} * (longest / kBlockSize + 1)};
+  const absl::StatusOr<std::unique_ptr<TestGroup>> group = TestGroup::Create(*file, options);
+  if (!group.ok()) Fail(group.status().ToString());
+
+  Report report(flags, group->get());
+  Bench bench(group->get(), (*group)->runner(0).num_kv_blocks());
+  const auto best = [](const auto& measure) {
+    double seconds = measure();
+    for (int i = 1; i < kRepeats; ++i) seconds = std::min(seconds, measure());
+    return seconds;
+  };
+  report.Add(absl::StrCat("prefill ", kPrefill), kPrefill, 1, 1,
+             best([&] { return bench.Prefill(kPrefill); }));
+  for (const int batch : flags.batches) {
+    const int64_t tokens = int64_t{batch} * flags.steps;
+    report.Add(absl::StrCat("decode ", batch), tokens, tokens, flags.steps,
+               best([&] { return bench.Decode(batch, flags.prompt, flags.steps); }));
+  }
+  report.Finish();
+  return 0;
+}
+
+}  // namespace
+}  // namespace phalanx
+
+int main(int argc, char** argv) { return phalanx::Main(argc, argv); }
