@@ -181,10 +181,12 @@ TEST(Leader, DrainsOrStops) {
   gate.Put(0);
   EXPECT_EQ(stopped.recorder.WaitTokens(1, 1, 1), 1u);
   EXPECT_FALSE(stopped.leader->WaitUntilEnded(milliseconds(1)));
+  ASSERT_TRUE(stopped.leader->Submit(Request(1, 2, 100)).ok());
   stopped.leader->Stop(/*drain=*/false);
   for (int i = 0; i < 10; ++i) gate.Put(0);
   ASSERT_TRUE(stopped.leader->WaitUntilEnded(kLong));
   EXPECT_THAT(stopped.recorder.ends(), ElementsAre(absl::OkStatus()));
+  EXPECT_THAT(stopped.recorder.WaitResults(2, 1), ElementsAre("UNAVAILABLE"));
   int sent = 0, launched = 0;
   for (const std::string& event : stopped.recorder.events()) {
     sent += absl::StartsWith(event, "send") ? 1 : 0;
@@ -215,6 +217,7 @@ TEST(Leader, LivenessIsProgress) {
   Group group;
   group.options.now = [&ms] { return LeaderOptions::Clock::time_point(milliseconds(ms.load())); };
   group.options.rate_window = milliseconds(2000);
+  group.options.idle_tick = std::chrono::hours(1);
   Channel<int> gate;
   group.runner.gate = &gate;
   group.Start();
