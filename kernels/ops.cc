@@ -3,11 +3,18 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/cpu/cpu_features.h"
+#include "kernels/cpu/cpu_ops.h"
 #include "kernels/reference/reference_ops.h"
 
 namespace phalanx {
 
-std::vector<std::string> AvailableRungs() { return {"reference"}; }
+std::vector<std::string> AvailableRungs() {
+  std::vector<std::string> rungs = {"reference"};
+  if (MissingForAvx2().empty()) rungs.push_back("avx2");
+  if (MissingForAmx().empty()) rungs.push_back("amx");
+  return rungs;
+}
 
 absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const OpsOptions& options) {
   constexpr int kMaxThreads = 1024;
@@ -15,9 +22,13 @@ absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const OpsOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("num_threads is ", options.num_threads, ", must be in [1, ", kMaxThreads, "]"));
   }
-  if (options.rung == "auto" || options.rung == "reference") return std::make_unique<ReferenceOps>(options);
-  return absl::InvalidArgumentError(absl::StrCat(
-      "rung is \"", options.rung, "\", must be \"auto\" or one of: ", absl::StrJoin(AvailableRungs(), ", ")));
+  OpsOptions chosen = options;
+  if (chosen.rung == "auto") chosen.rung = AvailableRungs().back();
+  if (chosen.rung == "reference") return std::make_unique<ReferenceOps>(chosen);
+  if (chosen.rung == "avx2" || chosen.rung == "amx") return CpuOps::Create(chosen);
+  return absl::InvalidArgumentError(absl::StrCat("rung is \"", chosen.rung,
+                                                 "\", must be auto, reference, avx2 or amx; this host runs ",
+                                                 absl::StrJoin(AvailableRungs(), ", ")));
 }
 
 }  // namespace phalanx

@@ -413,29 +413,31 @@ absl::Status ReferenceOps::GroupedMatmul(const GroupedMatmulParams& p) {
   return absl::OkStatus();
 }
 
+void ReferenceOps::SampleRowInto(const SampleParams& p, int64_t r, Sampler& sampler,
+                                 std::vector<float>& gathered) {
+  const float* logits = p.logits + r * p.share_cols;
+  if (p.num_shares > 1) {
+    gathered.resize(static_cast<size_t>(p.vocab_size));
+    for (int s = 0; s < p.num_shares; ++s) {
+      std::copy_n(p.logits + (s * p.num_rows + r) * p.share_cols, p.share_begin[s + 1] - p.share_begin[s],
+                  gathered.data() + p.share_begin[s]);
+    }
+    logits = gathered.data();
+  }
+  const SampleRow& row = p.rows[static_cast<size_t>(r)];
+  const SampledToken token = sampler.Sample(logits, p.vocab_size, row);
+  p.ids[r] = token.id;
+  if (row.num_top < 0) return;
+  if (p.logprobs != nullptr) p.logprobs[r] = token.logprob;
+  if (p.top_ids != nullptr) std::copy_n(token.top_ids.begin(), row.num_top, p.top_ids + r * kMaxTopLogprobs);
+  if (p.top_logprobs != nullptr) {
+    std::copy_n(token.top_logprobs.begin(), row.num_top, p.top_logprobs + r * kMaxTopLogprobs);
+  }
+}
+
 absl::Status ReferenceOps::Sample(const SampleParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
-  for (int64_t r = 0; r < p.num_rows; ++r) {
-    const float* logits = p.logits + r * p.share_cols;
-    if (p.num_shares > 1) {
-      logits_.resize(static_cast<size_t>(p.vocab_size));
-      for (int s = 0; s < p.num_shares; ++s) {
-        std::copy_n(p.logits + (s * p.num_rows + r) * p.share_cols, p.share_begin[s + 1] - p.share_begin[s],
-                    logits_.data() + p.share_begin[s]);
-      }
-      logits = logits_.data();
-    }
-    const SampleRow& row = p.rows[static_cast<size_t>(r)];
-    const SampledToken token = sampler_.Sample(logits, p.vocab_size, row);
-    p.ids[r] = token.id;
-    if (row.num_top < 0) continue;
-    if (p.logprobs != nullptr) p.logprobs[r] = token.logprob;
-    if (p.top_ids != nullptr)
-      std::copy_n(token.top_ids.begin(), row.num_top, p.top_ids + r * kMaxTopLogprobs);
-    if (p.top_logprobs != nullptr) {
-      std::copy_n(token.top_logprobs.begin(), row.num_top, p.top_logprobs + r * kMaxTopLogprobs);
-    }
-  }
+  for (int64_t r = 0; r < p.num_rows; ++r) SampleRowInto(p, r, sampler_, logits_);
   return absl::OkStatus();
 }
 

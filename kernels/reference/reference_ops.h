@@ -43,6 +43,10 @@ class ReferenceOps : public Ops {
  protected:
   ReferenceOps(const OpsOptions& options, const SamplingLoops& loops);
 
+  // Row r of validated params; `logits` is scratch.
+  static void SampleRowInto(const SampleParams& params, int64_t r, Sampler& sampler,
+                            std::vector<float>& logits);
+
   OpsInfo info_;
 
  private:

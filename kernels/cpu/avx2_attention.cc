@@ -1,0 +1,143 @@
+// One chunk of attention with AVX2 and FMA. A vector's arithmetic is a function of itself and the keys it
+// sees: the vectors beside it only share loads.
+#include <math.h>
+
+#include "kernels/cpu/avx2_math.h"
+#include "kernels/cpu/avx2_product.h"
+#include "kernels/cpu/simd_kernels.h"
+
+namespace phalanx {
+namespace {
+
+constexpr int kChunk = 256;
+constexpr int kScoreStride = kChunk + kPanel;
+
+// scores[v][j] = q_v . k_j for the keys [0, num_keys) of the chunk, and whatever follows up to a panel's end.
+template <typename W>
+void Scores(const AttentionChunkParams& p, int num_keys) {
+  const int tiles = NumTiles(p.num_vectors, kMaxTileRows);
+  const int64_t depth = (p.key_dim + 7) / 8 * 8;
+  for (int b = 0; b * p.block_keys < num_keys; ++b) {
+    const int left = num_keys - b * p.block_keys;
+    const int panels = ((left < p.block_keys ? left : p.block_keys) + kPanel - 1) / kPanel;
+    for (int t = 0; t < tiles; ++t) {
+      const int begin = TileBegin(p.num_vectors, tiles, kMaxTileRows, true, t);
+      const int rows = TileBegin(p.num_vectors, tiles, kMaxTileRows, true, t + 1) - begin;
+      AnyTileProduct<W>(rows, p.q + begin * depth, static_cast<const W*>(p.keys[b]),
+                        static_cast<int64_t>(p.key_dim) * kPanel, panels, p.key_dim,
+                        p.scores + begin * kScoreStride + b * p.block_keys, kScoreStride, false);
+    }
+  }
+}
+
+// weights[j] = Exp(scores[j] * scale - max), written as row `row` of a packed tile of `rows` rows.
+void Softmax(const float* scores, int n, float scale, int row, int rows, float* tile, float* max_out,
+             float* sum_out) {
+  const __m256 s = _mm256_set1_ps(scale);
+  const __m256 lowest = _mm256_set1_ps(-INFINITY);
+  __m256 best = lowest;
+  for (int j = 0; j < n; j += 8) {
+    const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(scores + j), s);
+    const __m256i mask = LaneMask(n - j < 8 ? n - j : 8);
+    best = _mm256_max_ps(best, _mm256_blendv_ps(lowest, x, _mm256_castsi256_ps(mask)));
+  }
+  const float max = MaxLanes(best);
+  const __m256 m = _mm256_set1_ps(max);
+  __m256 sum = _mm256_setzero_ps();
+  for (int j = 0; j < n; j += 8) {
+    const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(scores + j), s);
+    const __m256i mask = LaneMask(n - j < 8 ? n - j : 8);
+    const __m256 e = _mm256_and_ps(Exp8(_mm256_sub_ps(x, m)), _mm256_castsi256_ps(mask));
+    sum = _mm256_add_ps(sum, e);
+    _mm256_storeu_ps(tile + j * rows + row * 8, e);
+  }
+  *max_out = max;
+  *sum_out = SumLanes(sum);
+}
+
+// out (+)= the weights of keys [begin, end) of one row of a packed tile, times the values of these keys.
+template <typename W>
+void AddKeys(const AttentionChunkParams& p, const float* tile, int row, int rows, int begin, int end,
+             float* out) {
+  for (int panel = 0; panel < p.value_panels; ++panel, out += kPanel) {
+    __m256 low = _mm256_loadu_ps(out), high = _mm256_loadu_ps(out + 8);
+    for (int j = begin; j < end; ++j) {
+      const int b = j / p.block_keys;
+      const W* v = static_cast<const W*>(p.values[b]) +
+                   (static_cast<int64_t>(panel) * p.value_rows + j - b * p.block_keys) * kPanel;
+      const Panel16 values = LoadPanel(v);
+      const __m256 x = _mm256_broadcast_ss(tile + j / 8 * 8 * rows + row * 8 + j % 8);
+      low = _mm256_fmadd_ps(x, values.low, low);
+      high = _mm256_fmadd_ps(x, values.high, high);
+    }
+    _mm256_storeu_ps(out, low);
+    _mm256_storeu_ps(out + 8, high);
+  }
+}
+
+// The values of a tile of vectors: keys that all of them see together, the others one vector at a time.
+template <typename W>
+void Values(const AttentionChunkParams& p, int begin, int rows, const float* tile) {
+  const int64_t width = static_cast<int64_t>(p.value_panels) * kPanel;
+  int shared = p.num_keys[begin];
+  for (int i = 1; i < rows; ++i) shared = p.num_keys[begin + i] < shared ? p.num_keys[begin + i] : shared;
+  for (int b = 0; b * p.block_keys < shared; ++b) {
+    const int left = shared - b * p.block_keys;
+    AnyTileProduct<W>(rows, tile + static_cast<int64_t>(b) * p.block_keys * rows,
+                      static_cast<const W*>(p.values[b]), static_cast<int64_t>(p.value_rows) * kPanel,
+                      p.value_panels, left < p.block_keys ? left : p.block_keys, p.partial + begin * width,
+                      width, b > 0);
+  }
+  for (int i = 0; i < rows; ++i) {
+    if (p.num_keys[begin + i] == shared) continue;
+    AddKeys<W>(p, tile, i, rows, shared, p.num_keys[begin + i], p.partial + (begin + i) * width);
+  }
+}
+
+// Joins the chunk's partial result of vector v to the running one, left to right.
+void Join(const AttentionChunkParams& p, int v, float chunk_max, float chunk_sum) {
+  const int64_t width = static_cast<int64_t>(p.value_panels) * kPanel;
+  const float* partial = p.partial + v * width;
+  float* out = p.out + v * width;
+  if (p.first) {
+    p.max[v] = chunk_max;
+    p.sum[v] = chunk_sum;
+    for (int64_t d = 0; d < width; d += 8) _mm256_storeu_ps(out + d, _mm256_loadu_ps(partial + d));
+    return;
+  }
+  const float max = p.max[v] > chunk_max ? p.max[v] : chunk_max;
+  const __m256 old_factor = Exp8(_mm256_set1_ps(p.max[v] - max));
+  const __m256 chunk_factor = Exp8(_mm256_set1_ps(chunk_max - max));
+  p.max[v] = max;
+  p.sum[v] = p.sum[v] * _mm256_cvtss_f32(old_factor) + chunk_sum * _mm256_cvtss_f32(chunk_factor);
+  for (int64_t d = 0; d < width; d += 8) {
+    const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(out + d), old_factor);
+    _mm256_storeu_ps(out + d, _mm256_fmadd_ps(_mm256_loadu_ps(partial + d), chunk_factor, scaled));
+  }
+}
+
+template <typename W>
+void Chunk(const AttentionChunkParams& p) {
+  int num_keys = 0;
+  for (int v = 0; v < p.num_vectors; ++v) num_keys = p.num_keys[v] > num_keys ? p.num_keys[v] : num_keys;
+  Scores<W>(p, num_keys);
+  const int tiles = NumTiles(p.num_vectors, kMaxTileRows);
+  for (int t = 0; t < tiles; ++t) {
+    const int begin = TileBegin(p.num_vectors, tiles, kMaxTileRows, true, t);
+    const int rows = TileBegin(p.num_vectors, tiles, kMaxTileRows, true, t + 1) - begin;
+    float* tile = p.weights + static_cast<int64_t>(begin) * kChunk;
+    float max[kMaxTileRows], sum[kMaxTileRows];
+    for (int i = 0; i < rows; ++i) {
+      Softmax(p.scores + (begin + i) * kScoreStride, p.num_keys[begin + i], p.scale, i, rows, tile, &max[i],
+              &sum[i]);
+    }
+    Values<W>(p, begin, rows, tile);
+    for (int i = 0; i < rows; ++i) Join(p, begin + i, max[i], sum[i]);
+  }
+}
+
+}  // namespace
+
+void Avx2AttentionChunk(const AttentionChunkParams& p) { p.bf16 ? Chunk<uint16_t>(p) : Chunk<float>(p); }
+
+}  // namespace phalanx

@@ -1,0 +1,50 @@
+// Vector versions of numeric.h for files compiled with -mavx2 -mfma. Everything has internal linkage.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "kernels/exp_constants.h"
+
+namespace phalanx {
+namespace {
+
+// Exp of numeric.h, the same bits in every lane.
+inline __m256 Exp8(__m256 x) {
+  const __m256 zero = _mm256_cmp_ps(x, _mm256_set1_ps(kExpLowest), _CMP_LT_OQ);
+  // Operand order: a NaN in x stays.
+  x = _mm256_min_ps(_mm256_set1_ps(kExpHighest), x);
+  const __m256 round = _mm256_set1_ps(kExpRound);
+  const __m256 shifted = _mm256_fmadd_ps(x, _mm256_set1_ps(kExpLog2e), round);
+  const __m256 n = _mm256_sub_ps(shifted, round);
+  __m256 r = _mm256_fmadd_ps(n, _mm256_set1_ps(-kExpLn2High), x);
+  r = _mm256_fmadd_ps(n, _mm256_set1_ps(-kExpLn2Low), r);
+  __m256 p = _mm256_set1_ps(kExpC[0]);
+  for (int i = 1; i < 6; ++i) p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(kExpC[i]));
+  p = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1.0f));
+  __m256i e = _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_castps_si256(round));
+  e = _mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23);
+  return _mm256_andnot_ps(zero, _mm256_mul_ps(p, _mm256_castsi256_ps(e)));
+}
+
+// Lanes [0, n) are all ones, n in [0, 8].
+inline __m256i LaneMask(int64_t n) {
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lanes);
+}
+
+// The sum of lanes in one order: ((0+4)+(2+6)) + ((1+5)+(3+7)).
+inline float SumLanes(__m256 v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+
+inline float MaxLanes(__m256 v) {
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+
+}  // namespace
+}  // namespace phalanx

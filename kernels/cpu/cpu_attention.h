@@ -1,0 +1,72 @@
+// The CPU backend's paged KV cache and attention over it.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/cpu/cpu_weight.h"
+#include "kernels/cpu/simd_kernels.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/ops.h"
+#include "kernels/reference/host_objects.h"
+
+namespace phalanx {
+
+// [block][layer][kv head]: keys in panels [block_size / 16][key_dim][16 keys], then values in panels
+// [ceil(value_dim / 16)][block_size][16 channels], in simd_kernels.h's formats. Blocks of less than 16
+// positions hold rows instead: [block_size][key_dim], [block_size][value_dim], and are gathered into panels
+// when they are read.
+class CpuKvCache : public KvCache {
+ public:
+  static absl::StatusOr<std::unique_ptr<CpuKvCache>> Create(const KvCacheShape& shape, int64_t num_blocks,
+                                                            bool bf16);
+  static int64_t BlockBytes(const KvCacheShape& shape, bool bf16);
+
+  const KvCacheShape& shape() const override { return shape_; }
+  int64_t num_blocks() const override { return num_blocks_; }
+  bool bf16() const { return bf16_; }
+  bool panels() const { return shape_.block_size >= kPanel; }
+
+  // Rounds and writes one position of one head.
+  void Store(int64_t slot, int layer, int head, const float* key, const float* value);
+  // First byte of a block's keys and values.
+  const char* Keys(int64_t block, int layer, int head) const;
+  const char* Values(int64_t block, int layer, int head) const;
+
+ private:
+  CpuKvCache() = default;
+
+  KvCacheShape shape_;
+  int64_t num_blocks_ = 0;
+  bool bf16_ = false;
+  std::unique_ptr<HostBuffer> memory_;
+};
+
+// One thread at a time; works on the pool's.
+class CpuAttention {
+ public:
+  explicit CpuAttention(ThreadPool& pool) : pool_(pool), scratch_(static_cast<size_t>(pool.num_threads())) {}
+  // Validated params.
+  absl::Status Run(const AttentionParams& params, const CpuKvCache& cache);
+
+ private:
+  // Some rows of a sequence for some query heads that share a KV head. All rows end in the same chunk.
+  struct Task {
+    const AttentionSequence* sequence;
+    int64_t first_row;  // in the sequence
+    int num_rows;
+    int first_head;
+    int num_heads;
+  };
+  // Bytes of a thread's scratch, cut up by RunTask.
+  struct Layout;
+  void RunTask(const AttentionParams& params, const CpuKvCache& cache, const Task& task, const Layout& layout,
+               char* scratch);
+
+  ThreadPool& pool_;
+  std::vector<Scratch> scratch_;
+  std::vector<Task> tasks_;
+};
+
+}  // namespace phalanx

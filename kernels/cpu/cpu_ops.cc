@@ -1,0 +1,171 @@
+#include "kernels/cpu/cpu_ops.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "kernels/cpu/cpu_features.h"
+#include "kernels/validate.h"
+
+namespace phalanx {
+namespace {
+
+constexpr SamplingLoops kAvx2SamplingLoops = {Avx2FindMax, Avx2ExpWeights, Avx2SumBlock};
+
+float* RowOf(const Matrix& m, int64_t row) { return static_cast<float*>(m.data) + row * m.stride; }
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Ops>> CpuOps::Create(const OpsOptions& options) {
+  const bool amx = options.rung == "amx";
+  const std::string missing = amx ? MissingForAmx() : MissingForAvx2();
+  if (!missing.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("rung \"", options.rung, "\" cannot run on this host: it lacks ", missing));
+  }
+  const GemmKernels& kernels = options.compute == Compute::kFp32 ? kAvx2GemmF32
+                               : amx                             ? kAmxGemmBf16
+                                                                 : kAvx2GemmBf16;
+  return std::unique_ptr<Ops>(new CpuOps(options, kernels));
+}
+
+CpuOps::CpuOps(const OpsOptions& options, const GemmKernels& kernels)
+    : ReferenceOps(options, kAvx2SamplingLoops),
+      kernels_(kernels),
+      pool_(options.num_threads),
+      gemm_(pool_),
+      attention_(pool_),
+      samplers_(static_cast<size_t>(options.num_threads), Sampler(kAvx2SamplingLoops)),
+      logits_(static_cast<size_t>(options.num_threads)),
+      key_(static_cast<size_t>(options.num_threads)) {
+  info_.backend = "cpu";
+  info_.instruction_set = kernels.format == PanelFormat::kAmxBf16 ? "amx-bf16" : "avx2";
+}
+
+template <typename Body>
+void CpuOps::ForRows(int64_t rows, int64_t elements_per_row, Body&& body) {
+  constexpr int64_t kSmall = 16384;
+  if (rows * elements_per_row < kSmall) {
+    for (int64_t r = 0; r < rows; ++r) body(r, 0);
+    return;
+  }
+  const int64_t per_task = std::max<int64_t>(1, kSmall / 4 / std::max<int64_t>(1, elements_per_row));
+  pool_.Run((rows + per_task - 1) / per_task, [&](int64_t task, int thread) {
+    const int64_t end = std::min(rows, (task + 1) * per_task);
+    for (int64_t r = task * per_task; r < end; ++r) body(r, thread);
+  });
+}
+
+absl::StatusOr<std::unique_ptr<PackedWeight>> CpuOps::PackWeight(const PackWeightParams& p) {
+  PHX_RETURN_IF_ERROR(Validate(p));
+  return CpuWeight::Pack(kernels_, p, pool_);
+}
+
+int64_t CpuOps::KvBlockBytes(const KvCacheShape& shape) const {
+  return CpuKvCache::BlockBytes(shape, bf16_cache());
+}
+
+absl::StatusOr<std::unique_ptr<KvCache>> CpuOps::CreateKvCache(const KvCacheShape& shape,
+                                                               int64_t num_blocks) {
+  PHX_RETURN_IF_ERROR(Validate(shape, num_blocks));
+  return CpuKvCache::Create(shape, num_blocks, bf16_cache());
+}
+
+absl::Status CpuOps::RmsNorm(const RmsNormParams& p) {
+  PHX_RETURN_IF_ERROR(Validate(p));
+  PHX_RETURN_IF_ERROR(CheckHostContents(p));
+  const int64_t hidden = p.residual.cols;
+  const auto add = [&](int64_t t) { Avx2Add(RowOf(p.residual, t), p.add + t * hidden, hidden); };
+  const auto norm = [&](int64_t i, int64_t row) {
+    Avx2RmsNorm(RowOf(p.residual, row), p.weight, p.eps, hidden, RowOf(p.y, i));
+  };
+  if (p.rows == nullptr) {
+    ForRows(p.y.rows, 2 * hidden, [&](int64_t t, int) {
+      if (p.add != nullptr) add(t);
+      norm(t, t);
+    });
+    return absl::OkStatus();
+  }
+  if (p.add != nullptr) ForRows(p.residual.rows, hidden, [&](int64_t t, int) { add(t); });
+  ForRows(p.y.rows, 2 * hidden, [&](int64_t i, int) { norm(i, p.rows[i]); });
+  return absl::OkStatus();
+}
+
+absl::Status CpuOps::Matmul(const MatmulParams& p) {
+  PHX_RETURN_IF_ERROR(Validate(p));
+  const auto* weight = dynamic_cast<const CpuWeight*>(p.weight);
+  if (weight == nullptr || &weight->kernels() != &kernels_) {
+    return absl::InvalidArgumentError("Matmul: weight was packed by other Ops");
+  }
+  return gemm_.Matmul(p.x, *weight, p.bias, p.y);
+}
+
+absl::Status CpuOps::ShardedMatmul(const ShardedMatmulParams& p) {
+  PHX_RETURN_IF_ERROR(Validate(p));
+  const auto* weight = dynamic_cast<const CpuWeight*>(p.weight);
+  if (weight == nullptr || &weight->kernels() != &kernels_) {
+    return absl::InvalidArgumentError("ShardedMatmul: weight was packed by other Ops");
+  }
+  return gemm_.ShardedMatmul(p.x, *weight, p.sums);
+}
+
+absl::Status CpuOps::SwiGlu(const SwiGluParams& p) {
+  PHX_RETURN_IF_ERROR(Validate(p));
+  ForRows(p.y.rows, 4 * p.y.cols, [&](int64_t t, int) {
+    const float* gate = RowOf(p.gate_up, t);
+    Avx2SwiGlu(gate, gate + p.y.cols, p.y.cols, RowOf(p.y, t));
+  });
+  return absl::OkStatus();
+}
+
+absl::Status CpuOps::RopeStoreKv(const RopeStoreKvParams& p) {
+  PHX_RETURN_IF_ERROR(Validate(p));
+  PHX_RETURN_IF_ERROR(CheckHostContents(p));
+  auto* cache = dynamic_cast<CpuKvCache*>(p.cache);
+  if (cache == nullptr || cache->bf16() != bf16_cache()) {
+    return absl::InvalidArgumentError("RopeStoreKv: cache was made by other Ops");
+  }
+  for (size_t i = 0; i < p.tables.size(); ++i) {
+    if (dynamic_cast<const HostRopeTable*>(p.tables[i]) == nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat("RopeStoreKv: tables[", i, "] was made by other Ops"));
+    }
+  }
+  const KvCacheShape& shape = cache->shape();
+  for (auto& key : key_) key.resize(static_cast<size_t>(shape.key_dim));
+  ForRows(p.q.rows, 2 * (p.q.cols + p.k.cols + p.v.cols), [&](int64_t t, int thread) {
+    const auto& table = *static_cast<const HostRopeTable*>(p.tables[static_cast<size_t>(p.rope_mode[t])]);
+    float* q = RowOf(p.q, t);
+    for (int h = 0; h < p.num_heads; ++h) {
+      RotateHead(table, p.positions[t], q + int64_t{h} * shape.key_dim + p.rope_offset);
+    }
+    if (p.slots[t] < 0) return;
+    float* key = key_[static_cast<size_t>(thread)].data();
+    for (int g = 0; g < shape.num_kv_heads; ++g) {
+      std::copy_n(RowOf(p.k, t) + int64_t{g} * shape.key_dim, shape.key_dim, key);
+      RotateHead(table, p.positions[t], key + p.rope_offset);
+      const float* value = shape.value_dim == 0 ? nullptr : RowOf(p.v, t) + int64_t{g} * shape.value_dim;
+      cache->Store(p.slots[t], p.layer, g, key, value);
+    }
+  });
+  return absl::OkStatus();
+}
+
+absl::Status CpuOps::Attention(const AttentionParams& p) {
+  PHX_RETURN_IF_ERROR(Validate(p));
+  PHX_RETURN_IF_ERROR(CheckHostContents(p));
+  const auto* cache = dynamic_cast<const CpuKvCache*>(p.cache);
+  if (cache == nullptr || cache->bf16() != bf16_cache()) {
+    return absl::InvalidArgumentError("Attention: cache was made by other Ops");
+  }
+  return attention_.Run(p, *cache);
+}
+
+absl::Status CpuOps::Sample(const SampleParams& p) {
+  PHX_RETURN_IF_ERROR(Validate(p));
+  ForRows(p.num_rows, p.vocab_size, [&](int64_t r, int thread) {
+    SampleRowInto(p, r, samplers_[static_cast<size_t>(thread)], logits_[static_cast<size_t>(thread)]);
+  });
+  return absl::OkStatus();
+}
+
+}  // namespace phalanx

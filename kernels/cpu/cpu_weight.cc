@@ -1,0 +1,211 @@
+#include "kernels/cpu/cpu_weight.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "base/status_macros.h"
+#include "kernels/dequantize.h"
+#include "kernels/numeric.h"
+
+namespace phalanx {
+namespace {
+
+int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Packs the 16 outputs of a panel, fp32 [16][depth], as k in [begin, begin + depth) of it.
+void InterleaveF32(const float* rows, int64_t stride, int64_t depth, float* panel) {
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int j = 0; j < kPanel; ++j) panel[k * kPanel + j] = rows[j * stride + k];
+  }
+}
+
+void InterleaveBf16(const float* rows, int64_t stride, int64_t depth, uint16_t* panel) {
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int j = 0; j < kPanel; ++j) {
+      panel[k * kPanel + Bf16PanelPlace(j)] = Bf16FromFloat(rows[j * stride + k]);
+    }
+  }
+}
+
+// source: Intel SDM, TDPBF16PS: of the second operand, row r holds the pairs k = 2r, 2r + 1.
+void InterleaveAmx(const float* rows, int64_t stride, int64_t depth, uint16_t* panel) {
+  for (int64_t k = 0; k < depth; ++k) {
+    uint16_t* pair = panel + k / 2 * 2 * kPanel + k % 2;
+    for (int j = 0; j < kPanel; ++j) pair[2 * j] = Bf16FromFloat(rows[j * stride + k]);
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CpuWeight>> CpuWeight::Pack(const GemmKernels& kernels,
+                                                           const PackWeightParams& p, ThreadPool& pool) {
+  std::unique_ptr<CpuWeight> weight(new CpuWeight);
+  weight->kernels_ = &kernels;
+  weight->k_ = p.cols.size();
+  for (const WeightPiece& piece : p.pieces) weight->n_ += piece.rows.size();
+  std::vector<int64_t> cuts = p.shard_cuts;
+  if (cuts.empty()) {
+    cuts = {p.cols.begin, p.cols.end};
+  } else {
+    weight->subtrees_ = SubtreesOf(p.first_shard, p.first_shard + static_cast<int>(cuts.size()) - 1);
+  }
+  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+    Segment s;
+    s.x_begin = cuts[i] - p.cols.begin;
+    s.depth = cuts[i + 1] - cuts[i];
+    s.row_begin = weight->row_depth_;
+    s.weight_begin = weight->panel_depth_;
+    s.weight_depth = kernels.pad_weights ? RoundUp(s.depth, kernels.k_unit) : s.depth;
+    weight->row_depth_ += RoundUp(s.depth, kernels.k_unit);
+    weight->panel_depth_ += s.weight_depth;
+    weight->segments_.push_back(s);
+  }
+  const int64_t elements = weight->num_panels() * weight->panel_stride();
+  PHX_ASSIGN_OR_RETURN(weight->memory_, HostBuffer::Create(elements * kernels.weight_bytes));
+  std::vector<std::vector<float>> scratch(static_cast<size_t>(pool.num_threads()));
+  for (auto& s : scratch) s.resize(static_cast<size_t>(kPanel * weight->k_));
+  pool.Run(weight->num_panels(), [&](int64_t panel, int thread) {
+    weight->PackPanel(p, static_cast<int>(panel), scratch[static_cast<size_t>(thread)].data());
+  });
+  return weight;
+}
+
+void CpuWeight::PackPanel(const PackWeightParams& p, int panel, float* scratch) {
+  const int64_t first = int64_t{panel} * kPanel;
+  std::fill_n(scratch, kPanel * k_, 0.0f);
+  int64_t piece_begin = 0;
+  for (const WeightPiece& piece : p.pieces) {
+    const int64_t begin = std::max(first, piece_begin);
+    const int64_t end = std::min(first + kPanel, piece_begin + piece.rows.size());
+    const int64_t row_bytes = RowBytes(piece.source.dtype, piece.source.cols);
+    for (int64_t n = begin; n < end; ++n) {
+      const int64_t row = piece.rows.begin + n - piece_begin;
+      DequantizeRow(piece.source.dtype, static_cast<const char*>(piece.source.data) + row * row_bytes,
+                    p.cols.begin, p.cols.end, scratch + (n - first) * k_);
+    }
+    piece_begin += piece.rows.size();
+  }
+  for (const Segment& s : segments_) {
+    void* to = const_cast<char*>(this->panel(panel, s.weight_begin));
+    const float* from = scratch + s.x_begin;
+    switch (kernels_->format) {
+      case PanelFormat::kF32:
+        InterleaveF32(from, k_, s.depth, static_cast<float*>(to));
+        break;
+      case PanelFormat::kBf16:
+        InterleaveBf16(from, k_, s.depth, static_cast<uint16_t*>(to));
+        break;
+      case PanelFormat::kAmxBf16:
+        InterleaveAmx(from, k_, s.depth, static_cast<uint16_t*>(to));
+        break;
+    }
+  }
+}
+
+absl::StatusOr<void*> Scratch::Get(int64_t bytes) {
+  if (buffer_ == nullptr || buffer_->bytes() < bytes) {
+    buffer_ = nullptr;
+    PHX_ASSIGN_OR_RETURN(buffer_, HostBuffer::Create(bytes));
+  }
+  return buffer_->data();
+}
+
+absl::Status CpuGemm::Matmul(const Matrix& x, const CpuWeight& weight, const float* bias, const Matrix& y) {
+  return Run(x, weight, {static_cast<float*>(y.data), y.stride, 0, bias});
+}
+
+absl::Status CpuGemm::ShardedMatmul(const Matrix& x, const CpuWeight& weight, float* sums) {
+  return Run(x, weight, {sums, weight.n(), x.rows * weight.n(), nullptr});
+}
+
+absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Output& output) {
+  if (x.rows == 0 || weight.n() == 0) return absl::OkStatus();
+  const GemmKernels& kernels = weight.kernels();
+  const auto num_rows = static_cast<int>(x.rows);
+  const int max_tile = kernels.max_tile_rows;
+
+  // Rows are cut into blocks of whole tiles, blocks and panels into tasks.
+  const int num_blocks = (num_rows + kernels.block_rows - 1) / kernels.block_rows;
+  const auto block_begin = [&](int b) { return std::min(num_rows, b * kernels.block_rows); };
+  const auto block_size = [&](int b) { return block_begin(b + 1) - block_begin(b); };
+  const auto tile_rows_of = [&](int rows, int tiles, int t) {
+    if (!kernels.balanced) return tiles == 1 ? rows : max_tile;
+    return TileBegin(rows, tiles, max_tile, true, t + 1) - TileBegin(rows, tiles, max_tile, true, t);
+  };
+  const int64_t packed_row_bytes = weight.row_depth() * kernels.row_bytes;
+  PHX_ASSIGN_OR_RETURN(void* packed, rows_.Get(RoundUp(num_rows, max_tile) * packed_row_bytes + 64));
+  char* const packed_rows = static_cast<char*>(packed);
+  const int tiles_per_block = NumTiles(kernels.block_rows, max_tile);
+  const auto pack_tile = [&](int64_t index, int) {
+    const int b = static_cast<int>(index) / tiles_per_block, t = static_cast<int>(index) % tiles_per_block;
+    const int rows = block_size(b), tiles = NumTiles(rows, max_tile);
+    if (t >= tiles) return;
+    const int begin = TileBegin(rows, tiles, max_tile, kernels.balanced, t);
+    const int end = TileBegin(rows, tiles, max_tile, kernels.balanced, t + 1);
+    const int row = block_begin(b) + begin;
+    for (const CpuWeight::Segment& s : weight.segments()) {
+      kernels.pack(static_cast<const float*>(x.data) + row * x.stride + s.x_begin, x.stride, end - begin,
+                   tile_rows_of(rows, tiles, t), s.depth, packed_rows + row * packed_row_bytes, s.row_begin);
+    }
+  };
+  if (num_rows * weight.k() < 65536) {
+    for (int64_t i = 0; i < int64_t{num_blocks} * tiles_per_block; ++i) pack_tile(i, 0);
+  } else {
+    pool_.Run(int64_t{num_blocks} * tiles_per_block, pack_tile);
+  }
+
+  const int block_panels = num_rows <= max_tile ? 4 : kernels.block_panels;
+  const int panel_blocks = (weight.num_panels() + block_panels - 1) / block_panels;
+  const int padded_rows = static_cast<int>(RoundUp(std::min(num_rows, kernels.block_rows), max_tile));
+  const int64_t width = int64_t{block_panels} * kPanel;
+  const int64_t sum_size = padded_rows * width;
+  int max_count = 1;
+  for (const Subtree& tree : weight.subtrees()) max_count = std::max(max_count, tree.count);
+  const int levels = std::bit_width(static_cast<unsigned>(max_count));
+  for (Scratch& s : sums_) PHX_RETURN_IF_ERROR(s.Get(levels * sum_size * 4).status());
+
+  pool_.Run(int64_t{panel_blocks} * num_blocks, [&](int64_t task, int thread) {
+    const int b = static_cast<int>(task % num_blocks);
+    const int first_panel = static_cast<int>(task / num_blocks) * block_panels;
+    const int num_panels = std::min(block_panels, weight.num_panels() - first_panel);
+    const int rows = block_size(b);
+    const auto cols = std::min<int64_t>(weight.n() - int64_t{first_panel} * kPanel, num_panels * kPanel);
+    auto* const stack = static_cast<float*>(*sums_[static_cast<size_t>(thread)].Get(0));
+    PanelProductParams p;
+    p.a = packed_rows + block_begin(b) * packed_row_bytes;
+    p.a_depth = weight.row_depth();
+    p.panel_stride = weight.panel_stride();
+    p.num_panels = num_panels;
+    p.rows = rows;
+    p.c_stride = width;
+    p.accumulate = false;
+    if (kernels.begin_task != nullptr) kernels.begin_task(rows);
+    size_t segment = 0;
+    const size_t num_trees = std::max<size_t>(1, weight.subtrees().size());
+    for (size_t tree = 0; tree < num_trees; ++tree) {
+      // A binary counter of pending sums: shard i of the tree, then as many merges as i ends in ones.
+      const int count = weight.subtrees().empty() ? 1 : weight.subtrees()[tree].count;
+      int top = 0;
+      for (int i = 0; i < count; ++i, ++segment) {
+        const CpuWeight::Segment& s = weight.segments()[segment];
+        p.a_begin = s.row_begin;
+        p.w = weight.panel(first_panel, s.weight_begin);
+        p.depth = s.weight_depth;
+        p.c = stack + top++ * sum_size;
+        kernels.product(p);
+        for (int merged = i; (merged & 1) != 0; merged >>= 1) {
+          --top;
+          Avx2Add(stack + (top - 1) * sum_size, stack + top * sum_size, rows * width);
+        }
+      }
+      float* out = output.out + static_cast<int64_t>(tree) * output.tree_stride +
+                   block_begin(b) * output.stride + int64_t{first_panel} * kPanel;
+      const float* bias = output.bias == nullptr ? nullptr : output.bias + int64_t{first_panel} * kPanel;
+      for (int r = 0; r < rows; ++r) Avx2AddBias(stack + r * width, bias, cols, out + r * output.stride);
+    }
+    if (kernels.end_task != nullptr) kernels.end_task();
+  });
+  return absl::OkStatus();
+}
+
+}  // namespace phalanx

@@ -1,0 +1,89 @@
+// Weights in the CPU backend's panels, and products with them.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/cpu/simd_kernels.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/ops.h"
+#include "kernels/reference/host_objects.h"
+
+namespace phalanx {
+
+class CpuWeight : public PackedWeight {
+ public:
+  // A run of k that is summed by itself: a shard, or all of K.
+  struct Segment {
+    int64_t x_begin = 0;  // in columns of x
+    int64_t depth = 0;
+    int64_t row_begin = 0;     // in packed rows
+    int64_t weight_begin = 0;  // in panels
+    int64_t weight_depth = 0;  // depth, padded where the kernels want it
+  };
+
+  static absl::StatusOr<std::unique_ptr<CpuWeight>> Pack(const GemmKernels& kernels,
+                                                         const PackWeightParams& params, ThreadPool& pool);
+
+  int64_t n() const override { return n_; }
+  int64_t k() const override { return k_; }
+  int64_t bytes() const override { return memory_->bytes(); }
+  const std::vector<Subtree>& subtrees() const override { return subtrees_; }
+
+  const GemmKernels& kernels() const { return *kernels_; }
+  const std::vector<Segment>& segments() const { return segments_; }
+  int num_panels() const { return static_cast<int>((n_ + kPanel - 1) / kPanel); }
+  int64_t row_depth() const { return row_depth_; }                // packed k of a row
+  int64_t panel_stride() const { return panel_depth_ * kPanel; }  // elements
+  const char* panel(int p, int64_t k) const {
+    return static_cast<const char*>(memory_->data()) +
+           (p * panel_stride() + k * kPanel) * kernels_->weight_bytes;
+  }
+
+ private:
+  void PackPanel(const PackWeightParams& params, int panel, float* scratch);
+
+  const GemmKernels* kernels_ = nullptr;
+  int64_t n_ = 0, k_ = 0, row_depth_ = 0, panel_depth_ = 0;
+  std::vector<Segment> segments_;
+  std::vector<Subtree> subtrees_;
+  std::unique_ptr<HostBuffer> memory_;
+};
+
+// Memory that grows and is kept: steps allocate nothing once they have been as large as they get.
+class Scratch {
+ public:
+  // At least `bytes`, 64-byte aligned; what was in it is lost when it grows.
+  absl::StatusOr<void*> Get(int64_t bytes);
+
+ private:
+  std::unique_ptr<HostBuffer> buffer_;
+};
+
+// Products of activations with packed weights. One thread at a time; works on the pool's.
+class CpuGemm {
+ public:
+  explicit CpuGemm(ThreadPool& pool) : pool_(pool), sums_(static_cast<size_t>(pool.num_threads())) {}
+
+  // y = x W^T (+ bias): weight has one segment.
+  absl::Status Matmul(const Matrix& x, const CpuWeight& weight, const float* bias, const Matrix& y);
+  // sums[i] of each subtree.
+  absl::Status ShardedMatmul(const Matrix& x, const CpuWeight& weight, float* sums);
+
+ private:
+  // Where a task's results go: out of subtree i starts at out + i * tree_stride.
+  struct Output {
+    float* out;
+    int64_t stride;
+    int64_t tree_stride;
+    const float* bias;
+  };
+  absl::Status Run(const Matrix& x, const CpuWeight& weight, const Output& output);
+
+  ThreadPool& pool_;
+  Scratch rows_;
+  std::vector<Scratch> sums_;  // of each thread
+};
+
+}  // namespace phalanx

@@ -1,0 +1,118 @@
+// The loops of the CPU backend that are compiled for an instruction set. Those files include nothing but C
+// headers, intrinsics and this: no inline function of theirs may end up in the portable part of the program.
+//
+// Panels: weights (and KV blocks) are packed in panels of 16 outputs; a panel holds for each k the 16 outputs
+// beside each other. In a bf16 panel of AVX2 outputs j and j + 8 are neighbours (the low and the high half of
+// a 32-bit word). An AMX panel holds for each 32 k a tile: 16 pairs of k, of each pair the 16 outputs. Every
+// output element is one chain of fused multiply-adds (AMX: tile products) in rising k: its bits depend
+// neither on the number of rows nor on the blocking.
+#pragma once
+
+#include <stdint.h>
+
+namespace phalanx {
+
+inline constexpr int kPanel = 16;
+
+// Place of output j (0..15) of one k in a bf16 panel of AVX2.
+static constexpr int Bf16PanelPlace(int j) { return (j & 7) * 2 + (j >> 3); }
+
+// What a product kernel reads: rows packed by `pack`, a weight's panels, and where k lies in both.
+struct PanelProductParams {
+  const void* a;         // packed rows
+  int64_t a_depth;       // packed k of a row, the whole of it
+  int64_t a_begin;       // packed k where this product starts
+  const void* w;         // first panel, at this product's first k
+  int64_t panel_stride;  // elements between panels
+  int num_panels;
+  int64_t depth;  // k of this product (AMX: a multiple of 32)
+  int rows;
+  float* c;  // [rows, num_panels * 16]; AMX: rows rounded up to 16
+  int64_t c_stride;
+  bool accumulate;  // go on from c
+};
+
+enum class PanelFormat { kF32, kBf16, kAmxBf16 };
+
+struct GemmKernels {
+  PanelFormat format;
+  int k_unit;         // a shard's k is padded to a multiple of it in packed rows
+  bool pad_weights;   // and in weights (zeros)
+  int weight_bytes;   // of an element
+  int row_bytes;      // of an element of packed rows
+  int max_tile_rows;  // rows packed together
+  // Tiles of a block have nearly equal rows, each packed as it is. Else all but the last are full; the last
+  // is packed as a full one too, unless it is the only one.
+  bool balanced;
+  int block_rows;    // rows of a task, a multiple of max_tile_rows
+  int block_panels;  // panels of a task when there are many rows
+  // Packs rows <= tile_rows rows of x, k in [0, depth), as columns [begin, begin + depth rounded up to
+  // k_unit) of a tile of tile_rows rows. The padding is zero or never read.
+  void (*pack)(const float* x, int64_t stride, int rows, int tile_rows, int64_t depth, void* tile,
+               int64_t begin);
+  void (*product)(const PanelProductParams& params);
+  // Around the products of one task on a thread; null where there is nothing to do.
+  void (*begin_task)(int rows);
+  void (*end_task)();
+};
+
+extern const GemmKernels kAvx2GemmF32;
+extern const GemmKernels kAvx2GemmBf16;
+extern const GemmKernels kAmxGemmBf16;
+
+// Blocks of rows are cut into tiles: the first row of tile t, and of the one behind the last. A tile whose
+// first row is b starts b * a_depth elements into the packed block.
+static constexpr int NumTiles(int rows, int max_tile_rows) {
+  return (rows + max_tile_rows - 1) / max_tile_rows;
+}
+static constexpr int TileBegin(int rows, int num_tiles, int max_tile_rows, bool balanced, int t) {
+  if (balanced) return rows * t / num_tiles;
+  return t * max_tile_rows < rows ? t * max_tile_rows : rows;
+}
+
+// ---- Elementwise, AVX2
+// ----------------------------------------------------------------------------------------
+
+// residual += add (may be null).
+void Avx2Add(float* residual, const float* add, int64_t n);
+// y = x / rms(x) * weight.
+void Avx2RmsNorm(const float* x, const float* weight, float eps, int64_t n, float* y);
+void Avx2SwiGlu(const float* gate, const float* up, int64_t n, float* y);
+// y = sums (+ bias).
+void Avx2AddBias(const float* sums, const float* bias, int64_t n, float* y);
+void Avx2FindMax(const float* logits, int64_t n, float* max, int64_t* index, bool* valid);
+void Avx2ExpWeights(const float* logits, int64_t n, float max, float temperature, float* weights);
+double Avx2SumBlock(const float* weights, int64_t n);
+
+// ---- Attention, AVX2
+// ------------------------------------------------------------------------------------------
+
+// A chunk of at most 256 keys for a set of query vectors that share a KV head. Keys come in blocks; of a
+// block's keys [panels of 16 keys][key_dim][16], of its values [panels of 16 channels][value_rows][16].
+struct AttentionChunkParams {
+  bool bf16;  // the cache's type; else fp32
+  int num_vectors;
+  const float* q;  // packed by the F32 kernels' pack in balanced tiles, depth key_dim rounded up to 8
+  int key_dim;
+  int value_panels;           // ceil(value channels / 16)
+  int block_keys;             // keys of a block, a multiple of 16
+  int value_rows;             // keys that a panel of values holds, at least block_keys
+  const void* const* keys;    // [blocks]
+  const void* const* values;  // [blocks]
+  const int* num_keys;        // [num_vectors] keys each vector sees in this chunk, 1..256
+  float scale;
+  bool first;  // the first chunk of these vectors: sets the results below instead of joining them
+  // Scratch.
+  float* scores;   // [num_vectors, 256 + 16]
+  float* weights;  // [num_vectors * 256]
+  float* partial;  // [num_vectors, value_panels * 16]
+  // Running results.
+  float* max;  // [num_vectors]
+  float* sum;  // [num_vectors]
+  float* out;  // [num_vectors, value_panels * 16], not yet divided by sum
+};
+void Avx2AttentionChunk(const AttentionChunkParams& params);
+// y = x / sum.
+void Avx2Divide(const float* x, float sum, int64_t n, float* y);
+
+}  // namespace phalanx
