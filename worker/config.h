@@ -33,9 +33,9 @@ struct WorkerConfig {
   int kv_block_size = 32;
   int max_queued_requests = 1024;
   int connect_timeout_ms = 30000;      // for all ranks of a group to meet
-  int load_timeout_ms = 900000;        // for all ranks to load their weights
+  int load_timeout_ms = 300000;        // a group's threads to end, when stopped while they load weights
   int collective_timeout_ms = 120000;  // one exchange between live ranks; covers the skew of loading
-  int teardown_timeout_ms = 30000;     // a group's threads to end, once stopped; then the process exits
+  int teardown_timeout_ms = 30000;     // the same when they do not load; beyond, the process exits
   int exit_timeout_ms = 5000;          // the same after SIGTERM
   int stuck_step_seconds = 60;         // a step running longer makes the health service say NOT_SERVING
   int load_report_ms = 500;

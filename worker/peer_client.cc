@@ -34,11 +34,11 @@ void PlanStream::Stop() {
   if (thread_.joinable()) thread_.join();
 }
 
-absl::StatusOr<StepPlan> PlanStream::Next(CondVar::Clock::time_point deadline) {
+absl::StatusOr<std::optional<StepPlan>> PlanStream::Next(std::chrono::steady_clock::time_point deadline) {
   MutexLock lock(mu_);
   while (plans_.empty()) {
     if (!end_.ok()) return end_;
-    if (!changed_.WaitUntil(mu_, deadline)) return absl::DeadlineExceededError("no plan came in time");
+    if (!changed_.WaitUntil(mu_, deadline)) return std::nullopt;
   }
   StepPlan plan = std::move(plans_.front());
   plans_.pop_front();

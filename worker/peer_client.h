@@ -1,10 +1,12 @@
 // A follower's plan stream from its leader (GroupPeer.Follow).
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -13,6 +15,7 @@
 #include "base/mutex.h"
 #include "phalanx/internal/v1/group_control.grpc.pb.h"
 #include "worker/client_stream.h"
+#include "worker/follower.h"
 #include "worker/step_plan.h"
 
 namespace phalanx {
@@ -29,13 +32,13 @@ struct PlanStreamOptions {
 
 // Thread safety: any thread. `on_lost` is called at most once, without locks, by the stream's thread; not
 // after Stop.
-class PlanStream {
+class PlanStream final : public PlanSource {
  public:
   PlanStream(PlanStreamOptions options, std::function<void(const absl::Status& cause)> on_lost);
-  ~PlanStream();  // Stop
+  ~PlanStream() override;  // Stop
 
-  // The next plan. DeadlineExceeded when none came until `deadline`; why the stream ended, when it did.
-  absl::StatusOr<StepPlan> Next(CondVar::Clock::time_point deadline);
+  // See PlanSource; the error is why the stream ended.
+  absl::StatusOr<std::optional<StepPlan>> Next(std::chrono::steady_clock::time_point deadline) override;
   // Ends the stream and joins its thread.
   void Stop();
 

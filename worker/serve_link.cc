@@ -26,8 +26,11 @@ ServeLink::ServeLink(std::string address, internal::v1::GroupHello hello,
       hello_(std::move(hello)),
       load_interval_(load_interval),
       next_source_(next_source),
-      events_(std::move(events)),
-      thread_([this] { Run(); }) {}
+      events_(std::move(events)) {}
+
+void ServeLink::Start() {
+  thread_ = std::thread([this] { Run(); });
+}
 
 ServeLink::~ServeLink() { Stop(); }
 
@@ -41,14 +44,10 @@ void ServeLink::Stop() {
   if (thread_.joinable()) thread_.join();
 }
 
-bool ServeLink::Send(uint64_t source, ServeRequest message) {
-  std::shared_ptr<Stream> stream;
-  {
-    MutexLock lock(mu_);
-    if (stream_ == nullptr || source_ != source) return false;
-    stream = stream_;
-  }
-  stream->Write(std::move(message));
+bool ServeLink::Send(uint64_t source, ServeRequest* message) {
+  MutexLock lock(mu_);
+  if (stream_ == nullptr || source_ != source) return false;
+  stream_->Write(std::move(*message));
   return true;
 }
 

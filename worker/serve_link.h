@@ -36,9 +36,11 @@ class ServeLink {
   ~ServeLink();  // Stop
 
   const std::string& address() const { return address_; }
-  // False when `source` is not this link's present stream. Never waits: a coordinator too slow to take its
-  // messages loses the stream.
-  bool Send(uint64_t source, internal::v1::ServeRequest message);
+  // Begins to dial. Called once.
+  void Start();
+  // Takes *message and returns true when `source` is this link's present stream. Never waits: a coordinator
+  // too slow to take its messages loses the stream.
+  bool Send(uint64_t source, internal::v1::ServeRequest* message);
   // Ends the stream and joins the thread.
   void Stop();
 

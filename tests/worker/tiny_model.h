@@ -84,10 +84,9 @@ inline std::vector<TinyTensor> TinyTensors(const TinyModelOptions& o) {
   return tensors;
 }
 
-// Writes a model file of these tensors into the folder for temporary files and opens it.
-inline std::unique_ptr<GgufFile> OpenTinyModel(const TinyModelOptions& o,
-                                               const std::vector<TinyTensor>& tensors,
-                                               const std::string& name) {
+// Writes a model file of these tensors.
+inline void WriteTinyModel(const TinyModelOptions& o, const std::vector<TinyTensor>& tensors,
+                           const std::string& name, const std::string& path) {
   GgufWriter writer;
   writer.SetString("general.architecture", "llama");
   writer.SetString("general.name", name);
@@ -103,9 +102,16 @@ inline std::unique_ptr<GgufFile> OpenTinyModel(const TinyModelOptions& o,
   writer.SetF32("llama.rope.freq_base", 10000);
   writer.SetF32("llama.attention.layer_norm_rms_epsilon", 1e-5f);
   for (const TinyTensor& t : tensors) writer.AddTensor(t.name, t.dtype, t.dims, t.values);
+  PHX_CHECK(writer.Write(path), path);
+}
+
+// Writes one into the folder for temporary files and opens it.
+inline std::unique_ptr<GgufFile> OpenTinyModel(const TinyModelOptions& o,
+                                               const std::vector<TinyTensor>& tensors,
+                                               const std::string& name) {
   const std::string path =
       absl::StrCat(std::filesystem::temp_directory_path().string(), "/", name, ".", getpid(), ".gguf");
-  PHX_CHECK(writer.Write(path), path);
+  WriteTinyModel(o, tensors, name, path);
   absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(path);
   unlink(path.c_str());  // the mapping stays
   PHX_CHECK(file.ok(), file.status().ToString());

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -55,6 +56,9 @@ struct CollectiveOptions {
   int64_t max_gather_bytes = 0;        // largest bytes of AllGather and Broadcast
   int64_t connect_timeout_ms = 30000;  // for all ranks to come
   int64_t timeout_ms = 60000;  // of one call, peers alive; a dead process is noticed within about 0.2 s
+  // Asked now and then in waits: true ends them with Cancelled. For the time before there is a collective to
+  // Abort. May be null; any rank's thread calls it.
+  std::function<bool()> cancelled;
 };
 
 // A group of `size` collectives in one process (tests, and a group of one rank). options.rank is ignored.

@@ -191,6 +191,9 @@ absl::Status RegionCollective::WaitForPhase(const Call& call, Clock::time_point 
   RegionHeader* header = region_.header();
   while (true) {
     PHX_RETURN_IF_ERROR(CheckUsable());
+    if (options_.cancelled && options_.cancelled()) {
+      return FailHere(absl::CancelledError("the group was cancelled"));
+    }
     const Clock::time_point now = Clock::now();
     const int64_t left_ms = std::chrono::ceil<std::chrono::milliseconds>(deadline - now).count();
     if (left_ms > 0) {

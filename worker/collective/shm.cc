@@ -100,6 +100,11 @@ absl::StatusOr<Region> AttachRegion(const std::string& name, const RegionLayout&
                                                     options.id, " within ", options.connect_timeout_ms,
                                                     " ms"));
   };
+  // Of a wait that goes on: whether it should not.
+  const auto give_up = [&]() -> absl::Status {
+    if (options.cancelled && options.cancelled()) return absl::CancelledError("the group was cancelled");
+    return Clock::now() >= deadline ? late() : absl::OkStatus();
+  };
   int fd = -1;
   struct stat file {};
   while (true) {
@@ -109,7 +114,7 @@ absl::StatusOr<Region> AttachRegion(const std::string& name, const RegionLayout&
       if (fstat(fd, &file) == 0 && file.st_size > 0) break;
       close(fd);
     }
-    if (Clock::now() >= deadline) return late();
+    PHX_RETURN_IF_ERROR(give_up());
     std::this_thread::sleep_for(kRetry);
   }
   const auto close_fd = absl::MakeCleanup([fd] { close(fd); });
@@ -119,7 +124,7 @@ absl::StatusOr<Region> AttachRegion(const std::string& name, const RegionLayout&
   }
   PHX_ASSIGN_OR_RETURN(Region region, Map(fd, name, file.st_size));
   while (region.header()->ready.load(std::memory_order_acquire) == 0) {
-    if (Clock::now() >= deadline) return late();
+    PHX_RETURN_IF_ERROR(give_up());
     std::this_thread::sleep_for(kRetry);
   }
   PHX_RETURN_IF_ERROR(CheckShape(layout.shape(), region.header()->shape, options.rank));

@@ -1,0 +1,137 @@
+// phalanx-worker: one process per device. Reads flags, listens for followers, registers with the
+// coordinators, and serves what they assign until SIGTERM or SIGINT.
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/grpc_util.h"
+#include "base/logging.h"
+#include "base/version.h"
+#include "kernels/ops.h"
+#include "worker/agent.h"
+#include "worker/config.h"
+#include "worker/host_resources.h"
+#include "worker/peer_service.h"
+
+namespace phalanx {
+namespace {
+
+int Fail(const absl::Status& status) {
+  std::fprintf(stderr, "phalanx-worker: %s\n", std::string(status.message()).c_str());
+  return 1;
+}
+
+// Blocked in every thread (they inherit the mask) and taken by the main one.
+sigset_t BlockEndSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  return signals;
+}
+
+// The kernels' name, as operators see it. Also the proof, before registering, that --rung runs here.
+absl::StatusOr<std::string> DeviceName(const WorkerConfig& config) {
+  OpsOptions options;
+  options.rung = config.rung;
+  absl::StatusOr<std::unique_ptr<Ops>> ops = CreateOps(options);
+  if (!ops.ok()) return ops.status();
+  const OpsInfo& info = (*ops)->info();
+  if (info.backend == "reference" && config.rung == "auto") {
+    spdlog::warn(
+        "this host lacks the instructions of the fast kernels (AVX2, FMA): the reference kernels run, "
+        "slowly");
+  }
+  return absl::StrCat(info.device, ", ", info.instruction_set);
+}
+
+int Serve(const WorkerConfig& config, const sigset_t& signals) {
+  const HostResources host = ReadHostResources();
+  absl::StatusOr<std::string> device = DeviceName(config);
+  if (!device.ok()) return Fail(device.status());
+
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  PeerService peers;
+  grpc::ServerBuilder builder;
+  ConfigureInternalServer(&builder);
+  int port = 0;
+  builder.AddListeningPort(config.listen, grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&peers);
+  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  if (server == nullptr || port == 0) {
+    return Fail(absl::UnavailableError(
+        absl::StrCat("cannot listen on ", config.listen, ": the address is taken or not this host's")));
+  }
+  const std::string listening = absl::StrCat(config.listen.substr(0, config.listen.rfind(':')), ":", port);
+
+  internal::v1::Hello hello;
+  hello.set_worker_id(config.id);
+  hello.set_host(config.host_id);
+  hello.set_pid(getpid());
+  hello.set_version(kVersion);
+  hello.set_device(absl::StrCat(*device, ", ", host.cpus, host.cpus == 1 ? " CPU" : " CPUs"));
+  hello.set_group_address(config.advertise.empty() ? listening : config.advertise);
+  hello.set_memory_total_bytes(host.memory_total);
+  spdlog::info("phalanx-worker {} {} on {}: {}", kVersion, hello.device(), listening, Describe(config));
+
+  Agent agent(&config, &peers, hello);
+  bool live = true;
+  int signal_number = 0;
+  while (signal_number <= 0) {
+    const timespec second = {1, 0};
+    signal_number = sigtimedwait(&signals, nullptr, &second);
+    const bool now_live = agent.vitals().running_step_seconds() < config.stuck_step_seconds;
+    if (now_live != live) {
+      live = now_live;
+      server->GetHealthCheckService()->SetServingStatus(live);
+      if (live) {
+        spdlog::info("the stuck step ended: serving again");
+      } else {
+        spdlog::error("a step has been running for more than {} s: not serving", config.stuck_step_seconds);
+      }
+    }
+  }
+  spdlog::info("{}: leaving", signal_number == SIGTERM ? "SIGTERM" : "SIGINT");
+  if (!agent.Stop()) {
+    spdlog::warn("the group's threads did not end within {} ms: ending without them", config.exit_timeout_ms);
+    std::_Exit(0);
+  }
+  server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(config.exit_timeout_ms));
+  return 0;
+}
+
+int Main(int argc, char** argv) {
+  const sigset_t signals = BlockEndSignals();
+  absl::StatusOr<CommandLine> command = ParseCommandLine(std::vector<std::string>(argv + 1, argv + argc));
+  if (!command.ok()) return Fail(command.status());
+  if (command->help) {
+    std::fputs(HelpText().c_str(), stdout);
+    return 0;
+  }
+  if (command->version) {
+    std::printf("phalanx-worker %s\n", kVersion);
+    return 0;
+  }
+  if (absl::Status s = command->config.Validate(); !s.ok()) return Fail(s);
+  if (absl::Status s = InitLogging("worker", command->config.log_level); !s.ok()) return Fail(s);
+  return Serve(command->config, signals);
+}
+
+}  // namespace
+}  // namespace phalanx
+
+int main(int argc, char** argv) { return phalanx::Main(argc, argv); }
