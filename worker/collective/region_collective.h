@@ -22,8 +22,10 @@
 
 namespace phalanx {
 
-// TreeAllReduce is two-shot from this many bytes read by one rank (count * 4 * subtrees of all ranks).
-inline constexpr int64_t kTwoShotBytes = 512 * 1024;
+// TreeAllReduce is two-shot from this many bytes that a rank would read in one (count * 4 * subtrees of all
+// ranks): measured, from there the second wait costs less than the reading it saves. With one subtree on each
+// of two ranks it saves none.
+inline constexpr int64_t kTwoShotBytes = 64 * 1024;
 
 class RegionCollective : public Collective {
  public:
@@ -77,7 +79,6 @@ class RegionCollective : public Collective {
   const RegionLayout layout_;
   const Region region_;
   const std::vector<MergeStep> steps_;
-  const std::chrono::nanoseconds spin_;
 
   // Of the one caller.
   uint32_t phase_ = kStartPhase;       // last phase posted
