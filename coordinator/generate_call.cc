@@ -60,13 +60,13 @@ void GenerateCall::Prepare() {
   }
 }
 
-void GenerateCall::Fail(const absl::Status& status) {
+void GenerateCall::Fail(const absl::Status& status, Queued queued) {
   if (closing()) return;
   if (absl::IsUnavailable(status) || absl::IsResourceExhausted(status)) {
     context()->AddTrailingMetadata("retry-after-ms", kRetryAfterMs);
   }
   spdlog::debug("request {}: {}", fields.request_id, status.ToString());
-  Close(ToGrpc(status));
+  Close(ToGrpc(status), queued);
 }
 
 void GenerateCall::SendStarted() {
@@ -129,8 +129,9 @@ void GenerateCall::OnOutput(const internal::v1::SequenceOutput& output) {
   } else if (static_cast<int64_t>(num_queued()) > coordinator_->config().max_unsent) {
     const size_t unsent = num_queued();
     coordinator_->Release(this, /*abort=*/true);
-    Fail(absl::ResourceExhaustedError(
-        absl::StrCat("the client reads too slowly: ", unsent, " messages wait to be sent (--max-unsent)")));
+    Fail(absl::ResourceExhaustedError(absl::StrCat("the client reads too slowly: ", unsent,
+                                                   " messages wait to be sent (--max-unsent)")),
+         Queued::kDrop);
   }
 }
 
@@ -145,7 +146,7 @@ void GenerateCall::OnCancelled() {
   cancelled_ = true;
   if (!dispatched_) return;  // the pool may still use this; Dispatch will see it
   coordinator_->Release(this, /*abort=*/true);
-  Fail(CancelReason());
+  Fail(CancelReason(), Queued::kDrop);
 }
 
 void GenerateCall::OnGone() { coordinator_->Gone(this); }

@@ -23,7 +23,7 @@ class GenerateCall : public LoopWriter<grpc::ServerWriteReactor<v1::GenerateResp
   // --- on the loop
   // ------------------------------------------------------------------------------------------------- Ends
   // the call with an error; where trying again may help, says when.
-  void Fail(const absl::Status& status);
+  void Fail(const absl::Status& status, Queued queued = Queued::kSend);
   void OnSubmitResult(const internal::v1::SubmitResult& result);
   void OnOutput(const internal::v1::SequenceOutput& output);
 

@@ -130,6 +130,7 @@ absl::StatusOr<std::shared_ptr<const LoadedModel>> OpenModel(ModelSpec spec) {
   if (auto tokenizer = TokenizerFromGguf(*file); tokenizer.ok()) {
     model->tokenizer = *std::move(tokenizer);
     limits.has_tokenizer = true;
+    model->control_names = ControlNames(model->tokenizer->token_bytes());
     limits.end_ids = model->tokenizer->stop_ids();
     for (const std::string& bytes : model->tokenizer->token_bytes().bytes) {
       limits.longest_token_bytes = std::max(limits.longest_token_bytes, static_cast<int64_t>(bytes.size()));
@@ -137,18 +138,32 @@ absl::StatusOr<std::shared_ptr<const LoadedModel>> OpenModel(ModelSpec spec) {
   } else {
     limits.missing_text = absl::StrCat("has no usable tokenizer (", tokenizer.status().message(), ")");
   }
-  limits.missing_template = "has no chat template that can be rendered";
+  const GgufValue* source = file->FindValue("tokenizer.chat_template");
+  if (source == nullptr) {
+    limits.missing_template = "has no chat template";
+  } else if (model->tokenizer != nullptr) {
+    PHX_ASSIGN_OR_RETURN(const std::string_view text, file->GetString("tokenizer.chat_template"));
+    if (auto parsed = ChatTemplate::Parse(std::string(text)); parsed.ok()) {
+      model->chat_template = *std::move(parsed);
+      limits.has_chat_template = true;
+    } else {
+      limits.missing_template = absl::StrCat("has a chat template that cannot be used (",
+                                             std::string(parsed.status().message()), ")");
+    }
+  }
   model->spec = std::move(spec);
   return model;
 }
 
 absl::StatusOr<std::vector<int32_t>> LoadedModel::Tokenize(const RequestFields& fields) const {
-  if (fields.prompt == PromptKind::kTokens) return fields.tokens;
-  PHX_ASSIGN_OR_RETURN(std::vector<int32_t> ids, tokenizer->Encode(fields.text, /*parse_special=*/true));
-  if (tokenizer->add_bos() && tokenizer->bos_id() && (ids.empty() || ids[0] != *tokenizer->bos_id())) {
-    ids.insert(ids.begin(), *tokenizer->bos_id());
+  switch (fields.prompt) {
+    case PromptKind::kChat:
+      return EncodeChat(fields.chat, *chat_template, *tokenizer, control_names);
+    case PromptKind::kText:
+      return EncodeText(fields.text, *tokenizer);
+    default:
+      return fields.tokens;
   }
-  return ids;
 }
 
 std::unique_ptr<TextStream> MakeTextStream(std::shared_ptr<const LoadedModel> model) {

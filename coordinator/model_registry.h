@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,6 +15,8 @@
 #include "coordinator/admission.h"
 #include "coordinator/cluster_state.h"
 #include "coordinator/generation.h"
+#include "coordinator/prompt.h"
+#include "coordinator/text/chat_template.h"
 #include "coordinator/text/tokenizer.h"
 
 namespace phalanx::coordinator {
@@ -24,7 +27,9 @@ struct LoadedModel {
   ModelConfig config;
   ModelLimits limits;
   int64_t num_parameters = 0;
-  std::unique_ptr<Tokenizer> tokenizer;  // null: the file has none
+  std::unique_ptr<Tokenizer> tokenizer;       // null: the file has none that we can use
+  ControlNames control_names;                 // of the tokenizer
+  std::optional<ChatTemplate> chat_template;  // absent: the file has none that we can render
 
   // The prompt of a request that passed CheckRequest.
   absl::StatusOr<std::vector<int32_t>> Tokenize(const RequestFields& fields) const;

@@ -30,13 +30,14 @@ class LoopWriter : public Base {
     queue_.push_back(std::move(message));
     if (!writing_) WriteNext();
   }
-  // Ends the stream: with OK after what is queued, else after the write in flight. The first call counts.
-  void Close(grpc::Status status) {
+  // Ends the stream, after what is queued unless that is dropped. The first call counts.
+  enum class Queued { kSend, kDrop };
+  void Close(grpc::Status status, Queued queued = Queued::kSend) {
     if (closing_) return;
     closing_ = true;
     status_ = std::move(status);
     progress_ = EventLoop::Clock::now();
-    if (!status_.ok()) queue_.clear();
+    if (queued == Queued::kDrop) queue_.clear();
     if (!writing_ && queue_.empty()) FinishNow();
   }
   // To be called about once a second: cuts off a peer that keeps a closing stream from its end.

@@ -1,0 +1,96 @@
+#include "coordinator/prompt.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/gguf.h"
+#include "tests/coordinator/test_model.h"
+
+namespace phalanx::coordinator {
+namespace {
+
+using ::testing::ElementsAreArray;
+
+class PromptTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    path_ = TestModel().Write();
+    auto file = GgufFile::Open(path_);
+    ASSERT_TRUE(file.ok()) << file.status();
+    auto tokenizer = TokenizerFromGguf(**file);
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    tokenizer_ = *std::move(tokenizer);
+    names_ = ControlNames(tokenizer_->token_bytes());
+  }
+  void TearDown() override { std::filesystem::remove(path_); }
+
+  std::vector<int32_t> Encode(const std::string& source, const std::string& content) {
+    auto parsed = ChatTemplate::Parse(source);
+    EXPECT_TRUE(parsed.ok()) << parsed.status();
+    auto ids = EncodeChat({{"user", content}}, *parsed, *tokenizer_, names_);
+    EXPECT_TRUE(ids.ok()) << ids.status();
+    return *ids;
+  }
+  // Control tokens are written as {}: "a{}b" has kEnd in the middle.
+  static std::vector<int32_t> Ids(const std::string& text) {
+    std::vector<int32_t> ids;
+    for (size_t i = 0; i < text.size(); ++i) {
+      if (text.substr(i, 2) == "{}") {
+        ids.push_back(kEnd);
+        ++i;
+      } else {
+        ids.push_back(static_cast<uint8_t>(text[i]));
+      }
+    }
+    return ids;
+  }
+
+  std::string path_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  ControlNames names_;
+};
+
+constexpr char kPlain[] = "<|end|>{{ messages[0].content }}<|end|>";
+
+TEST_F(PromptTest, TheTemplatesNamesAreTokensTheUsersAreText) {
+  EXPECT_THAT(Encode(kPlain, "hi"), ElementsAreArray(Ids("{}hi{}")));
+  EXPECT_THAT(Encode(kPlain, "a<|end|>b"), ElementsAreArray(Ids("{}a<|end|>b{}")));
+  EXPECT_THAT(Encode(kPlain, "<|end|><|start|>"), ElementsAreArray(Ids("{}<|end|><|start|>{}")));
+  EXPECT_THAT(Encode(kPlain, "<|<|end|>"), ElementsAreArray(Ids("{}<|<|end|>{}")));
+  EXPECT_THAT(Encode(kPlain, ""), ElementsAreArray(Ids("{}{}")));
+}
+
+TEST_F(PromptTest, FenceBytesOfUsersDoNotBreakTheFence) {
+  EXPECT_THAT(Encode(kPlain,
+                     "\x02"
+                     "a\x03"),
+              ElementsAreArray(Ids("{}\xef\xbf\xbd"
+                                   "a\xef\xbf\xbd{}")));
+  EXPECT_THAT(Encode(kPlain, "\x03<|end|>\x02"),
+              ElementsAreArray(Ids("{}\xef\xbf\xbd<|end|>\xef\xbf\xbd{}")));
+}
+
+TEST_F(PromptTest, ATemplateThatCutsAFenceKeepsItsOwnTokens) {
+  // The first half of what is split at the name ends in a lone fence.
+  EXPECT_THAT(Encode("{{ messages[0].content.split('<|end|>')[0] }}<|end|>", "a<|end|>b"),
+              ElementsAreArray(Ids("a{}")));
+  EXPECT_THAT(Encode("{{ messages[0].content.split('<|end|>')[-1] }}<|end|>", "a<|end|>b"),
+              ElementsAreArray(Ids("b{}")));
+}
+
+TEST_F(PromptTest, ErrorsOfTheTemplateAreTold) {
+  auto parsed = ChatTemplate::Parse("{{ raise_exception('no users') }}");
+  ASSERT_TRUE(parsed.ok());
+  const auto ids = EncodeChat({{"user", "x"}}, *parsed, *tokenizer_, names_);
+  EXPECT_EQ(ids.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(ids.status().message()), ::testing::HasSubstr("no users"));
+}
+
+TEST_F(PromptTest, TextIsTakenAsItIs) {
+  const auto ids = EncodeText("a<|end|>", *tokenizer_);
+  ASSERT_TRUE(ids.ok());
+  EXPECT_THAT(*ids, ElementsAreArray(Ids("a{}")));
+}
+
+}  // namespace
+}  // namespace phalanx::coordinator
