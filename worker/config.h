@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 
 namespace phalanx {
 
@@ -42,22 +41,20 @@ struct WorkerConfig {
 
   // InvalidArgument naming the flag, its value and what would be right.
   absl::Status Validate() const;
+  // Whether --listen is reachable from this host only.
+  bool ListensOnLoopback() const;
 };
 
-struct CommandLine {
-  WorkerConfig config;
-  bool help = false;
-  bool version = false;
+// What main does with the command line: go on with the configuration, or print and exit.
+struct ParsedFlags {
+  bool exit = false;
+  int exit_code = 0;
+  std::string output;  // one line on stderr when exit_code is not 0, else help or version on stdout
 };
 
-// Reads "--flag value" and "--flag=value". InvalidArgument naming an unknown flag, a missing or a malformed
-// value. Empty ids are filled in. Does not validate.
-absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& args);
-std::string HelpText();
+// Fills in empty ids, and validates.
+ParsedFlags ParseFlags(int argc, const char* const* argv, WorkerConfig* config);
 // One line for the log.
 std::string Describe(const WorkerConfig& config);
-
-// "host:port" or "[v6]:port" with a port in [min_port, 65535].
-absl::Status CheckHostPort(const std::string& flag, const std::string& value, int min_port);
 
 }  // namespace phalanx

@@ -12,7 +12,6 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/grpc_util.h"
@@ -86,7 +85,12 @@ int Serve(const WorkerConfig& config, const sigset_t& signals) {
   hello.set_device(absl::StrCat(*device, ", ", host.cpus, host.cpus == 1 ? " CPU" : " CPUs"));
   hello.set_group_address(config.advertise.empty() ? listening : config.advertise);
   hello.set_memory_total_bytes(host.memory_total);
-  spdlog::info("phalanx-worker {} {} on {}: {}", kVersion, hello.device(), listening, Describe(config));
+  spdlog::info("phalanx-worker {} {} on {}, listens on {}; {}", kVersion, config.id, hello.device(),
+               listening, Describe(config));
+  if (!config.ListensOnLoopback()) {
+    spdlog::warn("--listen {} is not the loopback address: there is no TLS and no authentication yet",
+                 config.listen);
+  }
 
   Agent agent(&config, &peers, hello);
   bool live = true;
@@ -116,19 +120,13 @@ int Serve(const WorkerConfig& config, const sigset_t& signals) {
 
 int Main(int argc, char** argv) {
   const sigset_t signals = BlockEndSignals();
-  absl::StatusOr<CommandLine> command = ParseCommandLine(std::vector<std::string>(argv + 1, argv + argc));
-  if (!command.ok()) return Fail(command.status());
-  if (command->help) {
-    std::fputs(HelpText().c_str(), stdout);
-    return 0;
+  WorkerConfig config;
+  if (const ParsedFlags flags = ParseFlags(argc, argv, &config); flags.exit) {
+    std::fputs(flags.output.c_str(), flags.exit_code == 0 ? stdout : stderr);
+    return flags.exit_code;
   }
-  if (command->version) {
-    std::printf("phalanx-worker %s\n", kVersion);
-    return 0;
-  }
-  if (absl::Status s = command->config.Validate(); !s.ok()) return Fail(s);
-  if (absl::Status s = InitLogging("worker", command->config.log_level); !s.ok()) return Fail(s);
-  return Serve(command->config, signals);
+  if (absl::Status s = InitLogging("worker", config.log_level); !s.ok()) return Fail(s);
+  return Serve(config, signals);
 }
 
 }  // namespace
