@@ -1,7 +1,6 @@
 #include "coordinator/text/jinja_functions.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
@@ -88,18 +87,11 @@ absl::StatusOr<const std::string*> StringOf(std::string_view what, const Value& 
   return value.string();
 }
 
-// Linear in the worst case too, which std::string::find is not.
-size_t Find(std::string_view text, std::string_view part, size_t from) {
-  const void* found = memmem(text.data() + from, text.size() - from, part.data(), part.size());
-  return found == nullptr ? std::string_view::npos
-                          : static_cast<size_t>(static_cast<const char*>(found) - text.data());
-}
-
 absl::StatusOr<Value> Split(const std::string& text, const std::string& separator) {
   if (separator.empty()) return absl::InvalidArgumentError("split: empty separator");
   std::vector<Value> parts;
   size_t at = 0;
-  for (size_t found; (found = Find(text, separator, at)) != std::string::npos;
+  for (size_t found; (found = FindText(text, separator, at)) != std::string::npos;
        at = found + separator.size()) {
     parts.push_back(Value::Str(text.substr(at, found - at)));
   }
@@ -111,7 +103,7 @@ absl::StatusOr<Value> Replace(const std::string& text, const std::string& old, c
   if (old.empty()) return absl::UnimplementedError("replace: of an empty string");
   std::string out;
   size_t at = 0;
-  for (size_t found; (found = Find(text, old, at)) != std::string::npos; at = found + old.size()) {
+  for (size_t found; (found = FindText(text, old, at)) != std::string::npos; at = found + old.size()) {
     out.append(text, at, found - at).append(by);
     if (out.size() > static_cast<size_t>(kMaxStringBytes)) {
       return absl::ResourceExhaustedError(
@@ -244,6 +236,8 @@ absl::StatusOr<Value> CallFilter(std::string_view name, const Value& input, cons
   }
   if (name == "first" || name == "last") {
     if (input.string() == nullptr && input.list() == nullptr && !input.is_undefined()) {
+      if (input.dict() != nullptr)
+        return absl::UnimplementedError(absl::StrCat(ToAbsl(name), " of a mapping"));
       return WrongType(name, input, "a list or a str");
     }
     return FirstOrLast(input, name == "first", name);

@@ -1,7 +1,6 @@
 #include "coordinator/text/jinja_interpreter.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -279,8 +278,8 @@ absl::StatusOr<Value> Interpreter::EvalIndex(const Expr& expr) {
     const Value* value = dict->Find(*index.string());
     return value != nullptr ? *value : Value(Undefined{*index.string()});
   }
-  if (index.integer() != nullptr && (object.list() != nullptr || object.string() != nullptr)) {
-    int64_t i = *index.integer();
+  if (index.number() && (object.list() != nullptr || object.string() != nullptr)) {
+    int64_t i = *index.number();
     if (const List* list = object.list()) {
       const auto size = static_cast<int64_t>(list->items.size());
       if (i < 0) i += size;
@@ -293,7 +292,7 @@ absl::StatusOr<Value> Interpreter::EvalIndex(const Expr& expr) {
       if (i >= 0 && i < size)
         return Value::Str(object.string()->substr(offsets[i], offsets[i + 1] - offsets[i]));
     }
-    return Value(Undefined{absl::StrCat("index ", *index.integer())});
+    return Value(Undefined{absl::StrCat("index ", *index.number())});
   }
   return Value(Undefined{absl::StrCat(Describe(object), " indexed by ", Describe(index))});
 }
@@ -323,12 +322,12 @@ absl::StatusOr<Value> Interpreter::EvalSlice(const Expr& expr) {
 absl::StatusOr<Value> Interpreter::EvalUnary(const Expr& expr) {
   PHX_ASSIGN_OR_RETURN(const Value value, Eval(*expr.args[0]));
   int64_t result = 0;
-  if (value.integer() == nullptr) {
+  if (!value.number()) {
     return Invalid(expr.line,
                    absl::StrCat("unary ", expr.name, " of ", Describe(value), ", must be of an int"));
   }
-  if (expr.name == "+") return value;
-  if (__builtin_sub_overflow(int64_t{0}, *value.integer(), &result)) {
+  if (expr.name == "+") return Value::Int(*value.number());
+  if (__builtin_sub_overflow(int64_t{0}, *value.number(), &result)) {
     return Invalid(expr.line, "the result does not fit 64 bits");
   }
   return Value::Int(result);
@@ -365,11 +364,19 @@ absl::StatusOr<Value> Interpreter::EvalArithmetic(const Expr& expr, const Value&
     PHX_RETURN_IF_ERROR(AtLine(list.status(), expr.line));
     return list;
   }
-  if (left.integer() == nullptr || right.integer() == nullptr) {
+  // What Python does with sequences here: repetition and formatting.
+  if ((expr.name == "*" && (left.list() != nullptr || left.string() != nullptr || right.list() != nullptr ||
+                            right.string() != nullptr)) ||
+      (expr.name == "%" && left.string() != nullptr)) {
+    return ErrorAt(
+        expr.line, absl::StatusCode::kUnimplemented,
+        absl::StrCat("operator ", expr.name, " between ", Describe(left), " and ", Describe(right)));
+  }
+  if (!left.number() || !right.number()) {
     return Invalid(expr.line, absl::StrCat("operator ", expr.name, " between ", Describe(left), " and ",
                                            Describe(right)));
   }
-  const int64_t a = *left.integer(), b = *right.integer();
+  const int64_t a = *left.number(), b = *right.number();
   int64_t result = 0;
   bool overflow = false;
   if (expr.name == "+") overflow = __builtin_add_overflow(a, b, &result);
@@ -390,11 +397,14 @@ absl::StatusOr<Value> Interpreter::EvalArithmetic(const Expr& expr, const Value&
 
 absl::StatusOr<Value> Interpreter::EvalOrder(const Expr& expr, const Value& left, const Value& right) {
   int order = 0;
-  if (left.integer() != nullptr && right.integer() != nullptr) {
-    order = *left.integer() < *right.integer() ? -1 : *left.integer() > *right.integer() ? 1 : 0;
+  if (left.number() && right.number()) {
+    order = *left.number() < *right.number() ? -1 : *left.number() > *right.number() ? 1 : 0;
   } else if (left.string() != nullptr && right.string() != nullptr) {
     PHX_RETURN_IF_ERROR(ChargeFor(left, expr.line));
     order = left.string()->compare(*right.string());  // UTF-8 sorts as its code points do
+  } else if (left.list() != nullptr && right.list() != nullptr) {
+    return ErrorAt(expr.line, absl::StatusCode::kUnimplemented,
+                   absl::StrCat("operator ", expr.name, " between lists"));
   } else {
     return Invalid(expr.line, absl::StrCat("operator ", expr.name, " between ", Describe(left), " and ",
                                            Describe(right)));
@@ -413,12 +423,11 @@ absl::StatusOr<Value> Interpreter::EvalIn(const Expr& expr, const Value& left, c
     }
     return Value::Bool(false);
   }
-  if (right.dict() != nullptr)
-    return Value::Bool(left.string() != nullptr && right.dict()->Find(*left.string()));
+  if (right.dict() != nullptr && left.list() == nullptr && left.dict() == nullptr) {
+    return Value::Bool(left.string() != nullptr && right.dict()->Find(*left.string()) != nullptr);
+  }
   if (right.string() != nullptr && left.string() != nullptr) {
-    // memmem is linear in the worst case.
-    return Value::Bool(memmem(right.string()->data(), right.string()->size(), left.string()->data(),
-                              left.string()->size()) != nullptr);
+    return Value::Bool(FindText(*right.string(), *left.string(), 0) != std::string::npos);
   }
   return Invalid(expr.line, absl::StrCat("operator in between ", Describe(left), " and ", Describe(right)));
 }

@@ -1,6 +1,7 @@
 #include "coordinator/text/jinja_value.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -156,13 +157,7 @@ bool Value::truthy() const {
 bool Value::Equals(const Value& other) const {
   if (is_undefined() || other.is_undefined()) return is_undefined() && other.is_undefined();
   if (is_none() || other.is_none()) return is_none() && other.is_none();
-  const auto number = [](const Value& v, int64_t* out) {
-    if (v.boolean() != nullptr) *out = *v.boolean();
-    if (v.integer() != nullptr) *out = *v.integer();
-    return v.boolean() != nullptr || v.integer() != nullptr;
-  };
-  int64_t a = 0, b = 0;
-  if (number(*this, &a) && number(other, &b)) return a == b;
+  if (number() && other.number()) return *number() == *other.number();
   if (string() != nullptr && other.string() != nullptr) return *string() == *other.string();
   if (list() != nullptr && other.list() != nullptr) {
     return std::equal(list()->items.begin(), list()->items.end(), other.list()->items.begin(),
@@ -227,6 +222,14 @@ void AppendCodePoint(uint32_t c, std::string* out) {
   } else {
     put(0xf0 | c >> 18), put(0x80 | (c >> 12 & 0x3f)), put(0x80 | (c >> 6 & 0x3f)), put(0x80 | (c & 0x3f));
   }
+}
+
+size_t FindText(std::string_view text, std::string_view part, size_t from) {
+  constexpr size_t kShort = 16;  // bounds find's worst case, a factor of the part's size
+  if (part.size() <= kShort) return text.find(part, from);
+  const void* found = memmem(text.data() + from, text.size() - from, part.data(), part.size());
+  return found == nullptr ? std::string_view::npos
+                          : static_cast<size_t>(static_cast<const char*>(found) - text.data());
 }
 
 std::string_view Strip(std::string_view text, bool left, bool right, const std::string* chars) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -78,6 +79,12 @@ class Value {
   const Undefined* undefined() const { return std::get_if<Undefined>(&value_); }
   const bool* boolean() const { return std::get_if<bool>(&value_); }
   const int64_t* integer() const { return std::get_if<int64_t>(&value_); }
+  // As Python's arithmetic has it: a bool is 0 or 1.
+  std::optional<int64_t> number() const {
+    if (boolean() != nullptr) return *boolean() ? 1 : 0;
+    if (integer() != nullptr) return *integer();
+    return std::nullopt;
+  }
   // Null unless of that kind.
   const std::string* string() const {
     const String* s = std::get_if<String>(&value_);
@@ -123,6 +130,10 @@ std::vector<size_t> CharacterOffsets(std::string_view text);
 // The code point of the character that `text`, valid UTF-8, begins with.
 uint32_t CodePoint(std::string_view text);
 void AppendCodePoint(uint32_t code_point, std::string* out);
+
+// Offset of `part` in `text` at or after `from`, npos if there is none. Linear in the text even in the worst
+// case.
+size_t FindText(std::string_view text, std::string_view part, size_t from);
 
 // Without the characters at either end that are in `chars` (null: white space).
 std::string_view Strip(std::string_view text, bool left, bool right, const std::string* chars);

@@ -44,7 +44,7 @@ TEST(PretokenizerTest, LinearForEveryKindOfRun) {
       size_t bytes = 0;
       for (const std::string& word : Words(whole)) bytes += word.size();
       EXPECT_EQ(bytes, whole.size());
-      EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10)) << unit;
+      EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60)) << unit;
     }
   }
 }

@@ -138,7 +138,7 @@ TEST_F(TokenizerTest, LongWordsAreFast) {
     const auto ids = (*tokenizer)->Encode(text, true);
     ASSERT_TRUE(ids.ok());
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-    EXPECT_LT(took.count(), 10) << unit;
+    EXPECT_LT(took.count(), 60) << unit;
     RecordProperty("seconds", std::to_string(took.count()));
   }
 }
@@ -208,7 +208,7 @@ TEST_F(SmolLM2Test, Throughput) {
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
     std::cout << "1 MiB of '" << text.substr(0, 4) << "...': " << tokens << " tokens in " << took.count()
               << " s\n";
-    EXPECT_LT(took.count(), 10);
+    EXPECT_LT(took.count(), 60);
   }
 }
 
