@@ -69,9 +69,11 @@ void ClusterState::WorkerRank(int64_t now, Session session, const std::string& g
   }
   Group* group = Find(group_id, epoch);
   if (over) {
-    const std::string reason = absl::StrCat("worker ", worker.info.id, " (rank ", worker.rank, ") ",
-                                            state == RankState::kFailed ? "failed" : "left",
-                                            detail.empty() ? "" : absl::StrCat(": ", detail));
+    std::string reason = absl::StrCat("worker ", worker.info.id, " (rank ", worker.rank, ") ",
+                                      state == RankState::kFailed ? "failed" : "left",
+                                      detail.empty() ? "" : absl::StrCat(": ", detail));
+    // The detail knows its peers by rank only, and one of them may be the cause.
+    if (group != nullptr && group->ranks.size() > 1) absl::StrAppend(&reason, "; ", Roster(*group));
     SetPhase(now, &worker, WorkerPhase::kIdle, detail);
     if (group != nullptr) Fail(now, group, reason, actions);
   } else if (state == RankState::kReady && worker.phase == WorkerPhase::kLoading) {
@@ -407,6 +409,14 @@ std::vector<const ModelSpec*> ClusterState::models() const {
 const ClusterState::Group* ClusterState::FindGroup(std::string_view id) const {
   const auto it = groups_.find(id);
   return it == groups_.end() ? nullptr : &it->second;
+}
+
+std::string ClusterState::Roster(const Group& group) const {
+  return absl::StrCat("its ranks were ",
+                      absl::StrJoin(group.ranks, ", ", [this](std::string* out, Session session) {
+                        const auto it = workers_.find(session);
+                        absl::StrAppend(out, it == workers_.end() ? "?" : it->second.info.id);
+                      }));
 }
 
 std::string ClusterState::Describe(const Group& group) const {

@@ -200,6 +200,7 @@ class ClusterState {
   Group* Find(std::string_view id, uint64_t epoch);
   void SetPhase(int64_t now, Worker* worker, WorkerPhase phase, std::string detail);
   void Lose(int64_t now, Worker* worker, std::string reason, Actions* actions);
+  std::string Roster(const Group& group) const;
   void Fail(int64_t now, Group* group, std::string reason, Actions* actions);
   void EndEpoch(int64_t now, Group* group, const std::string& reason, Actions* actions);
   void MaybeReady(int64_t now, Group* group, Actions* actions);

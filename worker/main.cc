@@ -1,6 +1,7 @@
 // phalanx-worker: one process per device. Reads flags, listens for followers, registers with the
 // coordinators, and serves what they assign until SIGTERM or SIGINT.
 
+#include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <pthread.h>
@@ -62,6 +63,8 @@ int Serve(const WorkerConfig& config, const sigset_t& signals) {
   absl::StatusOr<std::string> device = DeviceName(config);
   if (!device.ok()) return Fail(device.status());
 
+  // gRPC's own lines are for debugging; what matters comes back as a status.
+  gpr_set_log_function([](gpr_log_func_args* args) { spdlog::debug("grpc: {}", args->message); });
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   PeerService peers;
