@@ -80,7 +80,7 @@ double Sampler::SumWeights(int64_t n) {
   return total;
 }
 
-int32_t Sampler::DrawInIdOrder(int64_t n, double u) {
+int32_t Sampler::DrawFromWeights(int64_t n, double u) {
   const double target = u * SumWeights(n);
   double running = 0;
   int32_t last = 0;  // the last token with a weight: where rounding leaves the target just above the end
@@ -132,49 +132,61 @@ void Sampler::TakeBest(const float* logits, int64_t n, int64_t k) {
   std::sort_heap(candidates_.begin(), candidates_.end(), better);
 }
 
-void Sampler::TakeAbove(const float* logits, int64_t n, float lowest) {
+// Only the tokens near the boundary are sorted: tokens fall into buckets by their distance from the best,
+// which whole buckets are kept is known from their sums, and the one that is cut is sorted.
+int32_t Sampler::WorstOfTopP(const float* logits, int64_t n, float max, const SampleRow& row) {
+  constexpr float kBucketsPerNat = 32;
+  constexpr int kBuckets = 1024;  // the last one holds all that is further away
+  bucket_sums_.assign(kBuckets, 0.0);
+  bucket_of_.resize(static_cast<size_t>(n));
+  double total = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const float distance = std::min((max - logits[i]) / row.temperature * kBucketsPerNat, kBuckets - 1.0f);
+    bucket_of_[i] = static_cast<int32_t>(distance);
+    bucket_sums_[bucket_of_[i]] += weights_[i];
+  }
+  for (const double sum : bucket_sums_) total += sum;
+  const double wanted = row.top_p * total;
+  double kept = 0;
+  int bucket = 0;
+  while (bucket + 1 < kBuckets && kept + bucket_sums_[bucket] < wanted) kept += bucket_sums_[bucket++];
   candidates_.clear();
   for (int64_t i = 0; i < n; ++i) {
-    if (logits[i] >= lowest) candidates_.push_back(static_cast<int32_t>(i));
+    if (bucket_of_[i] == bucket) candidates_.push_back(static_cast<int32_t>(i));
   }
   std::sort(candidates_.begin(), candidates_.end(), Better{logits});
+  for (const int32_t id : candidates_) {
+    kept += weights_[id];
+    if (kept >= wanted) return id;
+  }
+  return candidates_.back();  // the sum in this order fell short of the bucket's by a rounding
 }
 
 int32_t Sampler::Draw(const float* logits, int64_t n, float max, const SampleRow& row) {
-  const double u = SampleUniform(row.seed, row.choice, row.position);
   weights_.resize(static_cast<size_t>(n));
   loops_.exp_weights(logits, n, max, row.temperature, weights_.data());
-  const bool all_ids = row.top_k <= 0 || row.top_k >= n;
-  if (all_ids && row.top_p >= 1.0f) return DrawInIdOrder(n, u);
-
-  double kept = 0;  // sum of the weights of the first `count` candidates
-  size_t count = 0;
-  if (!all_ids) {
-    TakeBest(logits, n, row.top_k);
-    double total = 0;
-    for (const int32_t id : candidates_) total += weights_[id];
-    const double wanted = row.top_p >= 1.0f ? total : row.top_p * total;
-    while (count < candidates_.size() && (count == 0 || kept < wanted))
-      kept += weights_[candidates_[count++]];
-  } else {
-    const double wanted = row.top_p * SumWeights(n);
-    // Far tokens rarely matter: look at the near ones first. Each set is a prefix of the same order.
-    for (const float reach : {7.0f, 14.0f, std::numeric_limits<float>::infinity()}) {
-      TakeAbove(logits, n, max - reach * row.temperature);
-      kept = 0;
-      count = 0;
-      while (count < candidates_.size() && (count == 0 || kept < wanted))
+  const bool top_k = row.top_k > 0 && row.top_k < n;
+  if (top_k || row.top_p < 1.0f) {
+    int32_t worst;  // of the kept
+    if (top_k) {
+      TakeBest(logits, n, row.top_k);
+      double total = 0, kept = 0;
+      for (const int32_t id : candidates_) total += weights_[id];
+      size_t count = row.top_p < 1.0f ? 0 : candidates_.size();
+      while (count < candidates_.size() && (count == 0 || kept < row.top_p * total)) {
         kept += weights_[candidates_[count++]];
-      if (kept >= wanted) break;
+      }
+      worst = candidates_[count - 1];
+    } else {
+      worst = WorstOfTopP(logits, n, max, row);
+    }
+    const float lowest = logits[worst];
+    for (int64_t i = 0; i < n; ++i) weights_[i] = logits[i] >= lowest ? weights_[i] : 0.0f;
+    for (int64_t i = worst + 1; i < n; ++i) {
+      if (logits[i] == lowest) weights_[i] = 0;
     }
   }
-  const double target = u * kept;
-  double running = 0;
-  for (size_t i = 0; i < count; ++i) {
-    running += weights_[candidates_[i]];
-    if (running > target) return candidates_[i];
-  }
-  return candidates_.front();
+  return DrawFromWeights(n, SampleUniform(row.seed, row.choice, row.position));
 }
 
 SampledToken Sampler::Sample(const float* logits, int64_t n, const SampleRow& row) {

@@ -2,11 +2,12 @@
 //
 // Candidates are ordered by (raw logit descending, id ascending). With m = the largest logit,
 //   weight(i) = Exp((logit(i) - m) / temperature) in fp32;  sums of weights are in double.
-// The draw u in [0, 1) is 53 bits of Philox4x32-10, key = (seed low, seed high), counter = (position low,
-// position high, choice, 0): u = (out[0] << 21 | out[1] >> 11) * 2^-53. The token is the first one whose
-// running sum of weights exceeds u * (sum of all kept), in order of ids without top-k and top-p, else best
-// first. A row with a NaN, a +inf or no logit above -inf gets id -1: it has no distribution, and its
-// neighbours are not to suffer for it.
+// Top-k keeps the k best candidates; then top-p the fewest best of them whose weight reaches top_p times
+// theirs, at least one. The draw u in [0, 1) is 53 bits of Philox4x32-10, key = (seed low, seed high),
+// counter = (position low, position high, choice, 0): u = (out[0] << 21 | out[1] >> 11) * 2^-53. The token is
+// the first one, in order of ids, whose running sum of kept weights exceeds u * (sum of all kept weights). A
+// row with a NaN, a +inf or no logit above -inf gets id -1: it has no distribution, and its neighbours are
+// not to suffer for it.
 #pragma once
 
 #include <array>
@@ -50,17 +51,19 @@ class Sampler {
 
  private:
   int32_t Draw(const float* logits, int64_t n, float max, const SampleRow& row);
-  int32_t DrawInIdOrder(int64_t n, double u);
+  int32_t DrawFromWeights(int64_t n, double u);
   double SumWeights(int64_t n);
   // candidates_ = the k best ids, best first.
   void TakeBest(const float* logits, int64_t n, int64_t k);
-  // candidates_ = all ids whose logit is at least `lowest`, best first.
-  void TakeAbove(const float* logits, int64_t n, float lowest);
+  // The worst token that top-p keeps of all n.
+  int32_t WorstOfTopP(const float* logits, int64_t n, float max, const SampleRow& row);
 
   const SamplingLoops& loops_;
   std::vector<float> weights_;
   std::vector<double> block_sums_;
   std::vector<int32_t> candidates_;
+  std::vector<int32_t> bucket_of_;
+  std::vector<double> bucket_sums_;
 };
 
 }  // namespace phalanx

@@ -3,9 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
+#include <random>
 #include <vector>
 
 #include "kernels/dequantize.h"
@@ -184,7 +188,42 @@ TEST(SamplerTest, KeepsExactlyTheCandidates) {
   EXPECT_EQ(seen(2, 0.7f), (B{false, true, true, false}));
 }
 
-// The candidate search in steps finds the same set as a sort of everything: a flat row needs all its tokens.
+// The candidate search by buckets finds the same set as a sort of everything.
+TEST(SamplerTest, TopPIsThatOfASort) {
+  Sampler sampler(PortableSamplingLoops());
+  std::mt19937 generator(3);
+  std::normal_distribution<float> normal;
+  for (int round = 0; round < 40; ++round) {
+    std::vector<float> logits(200);
+    const float width = round % 4 == 0 ? 0.0f : round % 4 == 1 ? 0.01f : round % 4 == 2 ? 1.0f : 40.0f;
+    for (float& l : logits) l = std::round(normal(generator) * 16 * width) / 16;
+    SampleRow row;
+    row.temperature = round % 3 == 0 ? 0.2f : 1.5f;
+    row.top_p = std::array{0.0f, 0.1f, 0.5f, 0.93f, 0.99999f}[round % 5];
+    std::vector<int> order(200);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+    double total = 0, kept = 0;
+    for (const int i : order) total += std::exp((double{logits[i]} - logits[order[0]]) / row.temperature);
+    std::vector<bool> may(200), must(200);
+    for (size_t i = 0; i < order.size(); ++i) {
+      const double weight = std::exp((double{logits[order[i]]} - logits[order[0]]) / row.temperature);
+      may[order[i]] = i == 0 || kept < row.top_p * total * (1 + 1e-6);
+      must[order[i]] = (i == 0 || kept < row.top_p * total * (1 - 1e-6)) && weight > 0.02 * row.top_p * total;
+      kept += weight;
+    }
+    std::vector<bool> seen(200);
+    for (uint64_t p = 0; p < 2000; ++p) {
+      row.position = p;
+      const int32_t id = sampler.Sample(logits.data(), 200, row).id;
+      ASSERT_TRUE(may[id]) << "round " << round << " drew token " << id << ", which top-p excludes";
+      seen[id] = true;
+    }
+    for (int i = 0; i < 200; ++i)
+      EXPECT_TRUE(seen[i] || !must[i]) << "round " << round << " never drew " << i;
+  }
+}
+
 TEST(SamplerTest, TopPOfFlatAndWideRows) {
   Sampler sampler(PortableSamplingLoops());
   std::vector<float> logits(3000);
