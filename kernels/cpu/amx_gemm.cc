@@ -138,20 +138,23 @@ void AnyProduct(const Tiles& t, int row_tiles, int panels, bool accumulate) {
   }
 }
 
-// k of a pair of panels and a pair of row tiles that stay in the caches while all rows pass over them.
+// Where there are many rows, k of a pair of panels and a pair of row tiles that stay in the caches while all
+// rows pass over them. Up to kShallow one slice is better: sums need not be stored and loaded between slices.
 constexpr int64_t kSlice = 512;
+constexpr int64_t kShallow = 1024;
 
 void PanelProduct(const PanelProductParams& p) {
   const int row_tiles = NumTiles(p.rows, kTileRows);
   const int tile_rows = row_tiles == 1 ? p.rows : kTileRows;
-  const int64_t slice = row_tiles <= 2 && p.depth > kSlice ? p.depth : kSlice;
+  const int64_t slice = row_tiles > 2 && p.depth > kShallow ? kSlice : p.depth;
   Tiles t;
   t.a_next = kTileRows * p.a_depth;
   t.w_next = p.panel_stride;
   t.c_stride = p.c_stride * 4;
   t.a_row_bytes = 64;
   t.a_tile = tile_rows * kTileK;
-  for (int64_t k = 0; k == 0 || k < p.depth; k += slice) {
+  int64_t k = 0;
+  do {  // once for no k at all: sums of 0
     const int64_t depth = p.depth - k < slice ? p.depth - k : slice;
     t.tiles = depth / kTileK;
     for (int panel = 0; panel < p.num_panels; panel += 2) {
@@ -168,13 +171,26 @@ void PanelProduct(const PanelProductParams& p) {
         }
       }
     }
-  }
+    k += slice;
+  } while (k < p.depth);
 }
 
 }  // namespace
 
-const GemmKernels kAmxGemmBf16 = {
-    PanelFormat::kAmxBf16, kTileK,    true,   2, 2, kTileRows, false, 256, 8, PackRows,
-    PanelProduct,          BeginTask, EndTask};
+const GemmKernels kAmxGemmBf16 = {.format = PanelFormat::kAmxBf16,
+                                  .k_unit = kTileK,
+                                  .pad_weights = true,
+                                  .weight_bytes = 2,
+                                  .row_bytes = 2,
+                                  .max_tile_rows = kTileRows,
+                                  .balanced = false,
+                                  .block_rows = 256,
+                                  .block_panels = 8,
+                                  .deep_block_panels = 16,
+                                  .shallow_k = kShallow,
+                                  .pack = PackRows,
+                                  .product = PanelProduct,
+                                  .begin_task = BeginTask,
+                                  .end_task = EndTask};
 
 }  // namespace phalanx

@@ -38,7 +38,12 @@ void Product(const PanelProductParams& p) {
   for (int64_t k = 0; k == 0 || k < p.depth; k += kSlice<W>) {
     const int64_t depth = p.depth - k < kSlice<W> ? p.depth - k : kSlice<W>;
     for (int panel = 0; panel < p.num_panels; ++panel) {
+      // Each tile fetches its share of the next panel's slice.
+      const char* next = reinterpret_cast<const char*>(w + (panel + 1) * p.panel_stride + k * kPanel);
+      const int64_t lines = depth * kPanel * static_cast<int64_t>(sizeof(W)) / 64;
       for (int t = 0; t < tiles; ++t) {
+        for (int64_t i = lines * t / tiles; i < lines * (t + 1) / tiles; ++i)
+          _mm_prefetch(next + i * 64, _MM_HINT_T1);
         const int begin = TileBegin(p.rows, tiles, kMaxTileRows, true, t);
         const int rows = TileBegin(p.rows, tiles, kMaxTileRows, true, t + 1) - begin;
         AnyTileProduct<W>(rows, a + begin * p.a_depth + (p.a_begin + k) * rows,
@@ -51,10 +56,35 @@ void Product(const PanelProductParams& p) {
 
 }  // namespace
 
-const GemmKernels kAvx2GemmF32 = {
-    PanelFormat::kF32, 8, false, 4, 4, kMaxTileRows, true, 96, 8, PackRows, Product<float>, nullptr, nullptr};
-const GemmKernels kAvx2GemmBf16 = {PanelFormat::kBf16, 8,       false,  2, 4,
-                                   kMaxTileRows,       true,    96,     8, PackRows,
-                                   Product<uint16_t>,  nullptr, nullptr};
+const GemmKernels kAvx2GemmF32 = {.format = PanelFormat::kF32,
+                                  .k_unit = 8,
+                                  .pad_weights = false,
+                                  .weight_bytes = 4,
+                                  .row_bytes = 4,
+                                  .max_tile_rows = kMaxTileRows,
+                                  .balanced = true,
+                                  .block_rows = 96,
+                                  .block_panels = 8,
+                                  .deep_block_panels = 8,
+                                  .shallow_k = kSlice<float>,
+                                  .pack = PackRows,
+                                  .product = Product<float>,
+                                  .begin_task = nullptr,
+                                  .end_task = nullptr};
+const GemmKernels kAvx2GemmBf16 = {.format = PanelFormat::kBf16,
+                                   .k_unit = 8,
+                                   .pad_weights = false,
+                                   .weight_bytes = 2,
+                                   .row_bytes = 4,
+                                   .max_tile_rows = kMaxTileRows,
+                                   .balanced = true,
+                                   .block_rows = 96,
+                                   .block_panels = 8,
+                                   .deep_block_panels = 8,
+                                   .shallow_k = kSlice<uint16_t>,
+                                   .pack = PackRows,
+                                   .product = Product<uint16_t>,
+                                   .begin_task = nullptr,
+                                   .end_task = nullptr};
 
 }  // namespace phalanx

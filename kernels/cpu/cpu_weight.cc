@@ -154,7 +154,10 @@ absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Output
     pool_.Run(int64_t{num_blocks} * tiles_per_block, pack_tile);
   }
 
-  const int block_panels = num_rows <= max_tile ? 4 : kernels.block_panels;
+  bool deep = false;
+  for (const CpuWeight::Segment& s : weight.segments()) deep |= s.depth > kernels.shallow_k;
+  const int many_panels = deep ? kernels.deep_block_panels : kernels.block_panels;
+  const int block_panels = num_rows <= max_tile ? 4 : many_panels;
   const int panel_blocks = (weight.num_panels() + block_panels - 1) / block_panels;
   const int padded_rows = static_cast<int>(RoundUp(std::min(num_rows, kernels.block_rows), max_tile));
   const int64_t width = int64_t{block_panels} * kPanel;
@@ -180,6 +183,11 @@ absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Output
     p.c_stride = width;
     p.accumulate = false;
     if (kernels.begin_task != nullptr) kernels.begin_task(rows);
+    // Where nothing is to be added, and the kernels write whole panels and tiles of their own rows only, they
+    // write the result in place.
+    const bool in_place = output.bias == nullptr && weight.segments().size() == 1 && !deep &&
+                          cols == num_panels * kPanel &&
+                          (kernels.balanced || rows % max_tile == 0 || rows < max_tile);
     size_t segment = 0;
     const size_t num_trees = std::max<size_t>(1, weight.subtrees().size());
     for (size_t tree = 0; tree < num_trees; ++tree) {
@@ -192,12 +200,17 @@ absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Output
         p.w = weight.panel(first_panel, s.weight_begin);
         p.depth = s.weight_depth;
         p.c = stack + top++ * sum_size;
+        if (in_place) {
+          p.c = output.out + block_begin(b) * output.stride + int64_t{first_panel} * kPanel;
+          p.c_stride = output.stride;
+        }
         kernels.product(p);
         for (int merged = i; (merged & 1) != 0; merged >>= 1) {
           --top;
           Avx2Add(stack + (top - 1) * sum_size, stack + top * sum_size, rows * width);
         }
       }
+      if (in_place) break;
       float* out = output.out + static_cast<int64_t>(tree) * output.tree_stride +
                    block_begin(b) * output.stride + int64_t{first_panel} * kPanel;
       const float* bias = output.bias == nullptr ? nullptr : output.bias + int64_t{first_panel} * kPanel;

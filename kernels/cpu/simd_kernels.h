@@ -44,8 +44,10 @@ struct GemmKernels {
   // Tiles of a block have nearly equal rows, each packed as it is. Else all but the last are full; the last
   // is packed as a full one too, unless it is the only one.
   bool balanced;
-  int block_rows;    // rows of a task, a multiple of max_tile_rows
-  int block_panels;  // panels of a task when there are many rows
+  int block_rows;         // rows of a task, a multiple of max_tile_rows
+  int block_panels;       // panels of a task when there are many rows,
+  int deep_block_panels;  // and where k is beyond shallow_k
+  int64_t shallow_k;      // up to this k an output is written once: results may go where they belong at once
   // Packs rows <= tile_rows rows of x, k in [0, depth), as columns [begin, begin + depth rounded up to
   // k_unit) of a tile of tile_rows rows. The padding is zero or never read.
   void (*pack)(const float* x, int64_t stride, int rows, int tile_rows, int64_t depth, void* tile,

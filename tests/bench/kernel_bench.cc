@@ -109,7 +109,8 @@ class Bench {
       copies.push_back(OrDie(ops_->PackWeight(pack)));
     }
     const std::vector<float> x = Normal(512 * k);
-    std::vector<float> y(static_cast<size_t>(512 * n));
+    auto y_buffer = OrDie(ops_->Allocate(512 * n * 4));
+    auto* const y = static_cast<float*>(y_buffer->data());
     for (const int64_t rows : {1, 8, 32, 512}) {
       for (const bool dram : {false, true}) {
         size_t next = 0;
@@ -118,12 +119,12 @@ class Bench {
           if (dram) next = (next + 1) % copies.size();
           Matrix x_m{const_cast<float*>(x.data()), rows, k, k};
           if (shards > 1) {
-            OrDie(ops_->ShardedMatmul({x_m, weight, y.data()}));
+            OrDie(ops_->ShardedMatmul({x_m, weight, y}));
           } else {
             MatmulParams p;
             p.x = x_m;
             p.weight = weight;
-            p.y = {y.data(), rows, n, n};
+            p.y = {y, rows, n, n};
             OrDie(ops_->Matmul(p));
           }
         });
