@@ -15,10 +15,17 @@
 #include <vector>
 
 #include "kernels/ops.h"
-#include "tests/bench/kernel_peaks.h"
+#include "tests/bench/limits.h"
 
 namespace phalanx {
 namespace {
+
+struct MachinePeaks {
+  double dram_gb_s = 0;
+  double cache_gb_s = 0;
+  double fma_gflop_s = 0;
+  double amx_gflop_s = 0;
+};
 
 struct Options {
   bool quick = false;
@@ -270,8 +277,11 @@ int Main(int argc, char** argv) {
     return std::find(rungs.begin(), rungs.end(), rung) != rungs.end();
   };
   const double dram_mb = options.quick ? 64 : 1500, cache_mb = 16;
-  const MachinePeaks peaks =
-      MeasurePeaks(options.threads, Seconds, dram_mb, cache_mb, has("avx2"), has("amx"));
+  MachinePeaks peaks;
+  peaks.dram_gb_s = ReadBandwidth(static_cast<int64_t>(dram_mb * 1e6), options.threads) / 1e9;
+  peaks.cache_gb_s = ReadBandwidth(static_cast<int64_t>(cache_mb * 1e6), options.threads) / 1e9;
+  if (has("avx2")) peaks.fma_gflop_s = PeakFlops("avx2", Compute::kFp32, options.threads) / 1e9;
+  if (has("amx")) peaks.amx_gflop_s = PeakFlops("amx", Compute::kFast, options.threads) / 1e9;
   std::printf(
       "%s, %d threads%s\nlimits: read %.1f GB/s from %.0f MB, %.1f GB/s from %.0f MB; FMA %.0f GFLOP/s, "
       "AMX bf16 %.0f GFLOP/s\n",

@@ -85,6 +85,9 @@ __attribute__((target("amx-tile,amx-bf16"))) double AmxBf16() {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
   } config;
   alignas(64) char tile[1024] = {};
+  // GCC 12's _tile_loadconfig names 8 bytes of its operand: without this, stores to the others may be
+  // dropped.
+  asm volatile("" : : "r"(&config) : "memory");
   _tile_loadconfig(&config);
   _tile_loadd(4, tile, 64);
   _tile_loadd(5, tile, 64);
