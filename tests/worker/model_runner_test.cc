@@ -223,8 +223,8 @@ INSTANTIATE_TEST_SUITE_P(Shapes, ModelTest,
 
 class ModelRunnerTest : public testing::Test {
  protected:
-  const TinyModelOptions model_;
-  const std::unique_ptr<GgufFile> file_ = OpenTinyModel(model_);
+  TinyModelOptions model_;
+  std::unique_ptr<GgufFile> file_ = OpenTinyModel(model_);
 };
 
 TEST_F(ModelRunnerTest, AReferenceToASampledIdIsThatId) {
