@@ -102,7 +102,7 @@ absl::Status Coordinator::Join(WorkerStream* stream, const internal::v1::Hello& 
   Actions actions;
   PHX_RETURN_IF_ERROR(cluster_.WorkerJoined(NowMs(), id, ToWorkerInfo(hello), &actions));
   *session = id;
-  sessions_[id] = stream;
+  sessions_[id] = {stream, hello.worker_id()};
   spdlog::info("worker {} joined: {}, pid {} on {}", hello.worker_id(), hello.device(), hello.pid(),
                hello.host());
   internal::v1::JoinResponse welcome;
@@ -143,10 +143,12 @@ void Coordinator::RankChanged(Session session, const internal::v1::AssignmentSta
 }
 
 void Coordinator::Left(Session session, const std::string& reason) {
-  if (sessions_.erase(session) == 0) return;
+  const auto joined = sessions_.find(session);
+  if (joined == sessions_.end()) return;
+  spdlog::warn("worker {} was lost: {}", joined->second.id, reason);
+  sessions_.erase(joined);
   Actions actions;
   cluster_.WorkerLost(NowMs(), session, reason, &actions);
-  spdlog::warn("worker session {} ended: {}", session, reason);
   Execute(actions);
 }
 
@@ -298,8 +300,8 @@ void Coordinator::Execute(const Actions& actions) {
 }
 
 void Coordinator::Do(const AssignAction& action) {
-  const auto stream = sessions_.find(action.session);
-  if (stream == sessions_.end()) return;
+  const auto joined = sessions_.find(action.session);
+  if (joined == sessions_.end()) return;
   if (action.rank == 0) {
     spdlog::info("group {} epoch {}: forming with {} ranks", action.group, action.epoch, action.num_ranks);
   }
@@ -314,25 +316,25 @@ void Coordinator::Do(const AssignAction& action) {
   assign->set_collective_id(action.collective_id);
   assign->set_leader_address(action.leader_address);
   assign->set_workers_on_host(action.workers_on_host);
-  stream->second->Send(std::move(message));
+  joined->second.stream->Send(std::move(message));
 }
 
 void Coordinator::Do(const ReleaseAction& action) {
-  const auto stream = sessions_.find(action.session);
-  if (stream == sessions_.end()) return;
+  const auto joined = sessions_.find(action.session);
+  if (joined == sessions_.end()) return;
   internal::v1::JoinResponse message;
   message.mutable_release()->set_group_id(action.group);
   message.mutable_release()->set_epoch(action.epoch);
   message.mutable_release()->set_reason(action.reason);
-  stream->second->Send(std::move(message));
+  joined->second.stream->Send(std::move(message));
 }
 
 void Coordinator::Do(const DropWorkerAction& action) {
-  const auto stream = sessions_.find(action.session);
-  if (stream == sessions_.end()) return;
-  spdlog::warn("worker session {} dropped: {}", action.session, action.reason);
-  stream->second->Close(grpc::Status(grpc::ABORTED, action.reason));
-  sessions_.erase(stream);
+  const auto joined = sessions_.find(action.session);
+  if (joined == sessions_.end()) return;
+  spdlog::warn("worker {} dropped: {}", joined->second.id, action.reason);
+  joined->second.stream->Close(grpc::Status(grpc::ABORTED, action.reason));
+  sessions_.erase(joined);
 }
 
 void Coordinator::Do(const GroupReadyAction& action) {

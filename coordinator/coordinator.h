@@ -116,7 +116,11 @@ class Coordinator {
   Session next_session_ = 1;
   uint64_t next_request_ = 1;
   int64_t last_sweep_ms_ = 0;
-  std::unordered_map<Session, WorkerStream*> sessions_;       // joined
+  struct Joined {
+    WorkerStream* stream;
+    std::string id;
+  };
+  std::unordered_map<Session, Joined> sessions_;
   std::unordered_set<WorkerStream*> worker_streams_;          // open
   std::map<std::string, GroupStream*, std::less<>> leaders_;  // serving, by group
   std::unordered_set<GroupStream*> group_streams_;            // open
