@@ -83,7 +83,6 @@ absl::Status ReadRope(const GgufFile& file, const Keys& keys, ModelConfig& confi
   PHX_RETURN_IF_ERROR(keys.Neutral("rope.scale_linear", 1));
   PHX_RETURN_IF_ERROR(keys.Neutral("rope.scaling.attn_factor", 1));
   RopeConfig rope;
-  rope.interleaved = true;  // GGUF's llama files hold query and key rows permuted to pairs
   rope.rotary_dim = config.key_dim;
   PHX_RETURN_IF_ERROR(keys.OptionalSize("rope.dimension_count", config.key_dim, &rope.rotary_dim));
   if (rope.rotary_dim % 2 != 0) {
@@ -146,10 +145,10 @@ absl::Status ReadVocabulary(const GgufFile& file, const Keys& keys, ModelConfig&
   return absl::OkStatus();
 }
 
-absl::StatusOr<ModelConfig> LlamaConfig(const GgufFile& file) {
-  const Keys keys(file, "llama");
+absl::StatusOr<ModelConfig> ReadConfig(const GgufFile& file, std::string_view architecture) {
+  const Keys keys(file, architecture);
   ModelConfig config;
-  config.architecture = "llama";
+  config.architecture = std::string(architecture);
   PHX_RETURN_IF_ERROR(keys.Neutral("expert_count", 0));
   PHX_RETURN_IF_ERROR(keys.Neutral("attention.sliding_window", 0));
   PHX_RETURN_IF_ERROR(keys.Neutral("attention.causal", 1));
@@ -169,16 +168,16 @@ absl::StatusOr<ModelConfig> LlamaConfig(const GgufFile& file) {
   PHX_RETURN_IF_ERROR(keys.OptionalSize("attention.head_count_kv", config.num_heads, &config.num_kv_heads));
   if (config.num_heads % config.num_kv_heads != 0) {
     return absl::InvalidArgumentError(
-        absl::StrCat(file.path(), ": llama.attention.head_count ", config.num_heads,
-                     " is no multiple of llama.attention.head_count_kv ", config.num_kv_heads));
+        absl::StrCat(file.path(), ": ", keys.Name("attention.head_count"), " ", config.num_heads,
+                     " is no multiple of ", keys.Name("attention.head_count_kv"), " ", config.num_kv_heads));
   }
   // Either width defaults to an equal share of the hidden size.
   if (!keys.Has("attention.key_length") || !keys.Has("attention.value_length")) {
     if (config.hidden_size % config.num_heads != 0) {
       return absl::InvalidArgumentError(absl::StrCat(
-          file.path(), ": llama.embedding_length ", config.hidden_size,
-          " is no multiple of llama.attention.head_count ", config.num_heads,
-          ", and llama.attention.key_length and value_length do not both say how wide a head is"));
+          file.path(), ": ", keys.Name("embedding_length"), " ", config.hidden_size, " is no multiple of ",
+          keys.Name("attention.head_count"), " ", config.num_heads, ", and ",
+          keys.Name("attention.key_length"), " and value_length do not both say how wide a head is"));
     }
     config.key_dim = config.value_dim = config.hidden_size / config.num_heads;
   }
@@ -196,11 +195,7 @@ absl::StatusOr<ModelConfig> LlamaConfig(const GgufFile& file) {
 
 absl::StatusOr<ModelConfig> ModelConfigFromGguf(const GgufFile& file) {
   PHX_ASSIGN_OR_RETURN(const std::string_view architecture, file.GetString("general.architecture"));
-  if (architecture != "llama") {
-    return absl::UnimplementedError(absl::StrCat(file.path(), ": architecture '", ToAbsl(architecture),
-                                                 "' is not supported; supported is 'llama'"));
-  }
-  PHX_ASSIGN_OR_RETURN(ModelConfig config, LlamaConfig(file));
+  PHX_ASSIGN_OR_RETURN(ModelConfig config, ReadConfig(file, architecture));
   if (file.FindValue("general.name") != nullptr) {
     PHX_ASSIGN_OR_RETURN(const std::string_view name, file.GetString("general.name"));
     config.name = std::string(name);

@@ -13,33 +13,35 @@ namespace phalanx {
 
 struct RopeConfig {
   double theta = 10000;
-  int rotary_dim = 0;         // channels of a head that rotate; the rest pass through
-  bool interleaved = false;   // pairs (2i, 2i+1) instead of (i, i + rotary_dim/2)
+  int rotary_dim = 0;  // channels of a head that rotate; the rest pass through
+  // Pairs (2i, 2i+1) instead of (i, i + rotary_dim/2). No key of a file: the architecture's model sets it.
+  bool interleaved = false;
   // Per-frequency divisors [rotary_dim / 2] of the table; empty means 1.
   std::vector<float> freq_factors;
   float attention_factor = 1.0f;  // multiplies cos and sin
 };
 
 struct ModelConfig {
-  std::string architecture;   // "llama": key of the table in worker/models/model.cc
-  std::string name;           // general.name, for people
+  std::string architecture;  // "llama": key of the table in worker/models/model.cc
+  std::string name;          // general.name, for people
   int num_layers = 0;
   int hidden_size = 0;
-  int num_heads = 0;          // query heads
+  int num_heads = 0;  // query heads
   int num_kv_heads = 0;
-  int key_dim = 0;            // channels of a key (and query) head
-  int value_dim = 0;          // channels of a value head
+  int key_dim = 0;    // channels of a key (and query) head
+  int value_dim = 0;  // channels of a value head
   int ffn_size = 0;
   int vocab_size = 0;
-  int context_length = 0;     // positions the model was made for
+  int context_length = 0;  // positions the model was made for
   float rms_eps = 1e-5f;
   bool tied_embeddings = false;
   // RoPE tables by mode; a sequence's mode is an index here, fixed before its first token.
   std::vector<RopeConfig> rope;
 };
 
-// Unimplemented for an architecture or RoPE scaling not supported (named); NotFound / InvalidArgument for
-// missing or impossible keys (named).
+// Reads "<architecture>.<key>" of any architecture; whether one can run is the worker's to say. Unimplemented
+// for a key that changes the arithmetic in a way not supported, NotFound / InvalidArgument for missing or
+// impossible keys, each named.
 absl::StatusOr<ModelConfig> ModelConfigFromGguf(const GgufFile& file);
 
 }  // namespace phalanx

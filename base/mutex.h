@@ -49,7 +49,8 @@ class CondVar {
     // A wait on the system clock: glibc maps it to pthread_cond_timedwait, which ThreadSanitizer of GCC 12
     // knows, while pthread_cond_clockwait (steady clock) is invisible to it.
     const auto left = deadline - Clock::now();
-    const bool notified = cv_.wait_until(lock, std::chrono::system_clock::now() + left) == std::cv_status::no_timeout;
+    const bool notified =
+        cv_.wait_until(lock, std::chrono::system_clock::now() + left) == std::cv_status::no_timeout;
     lock.release();
     return notified || Clock::now() < deadline;
   }

@@ -9,8 +9,8 @@
 #define PHX_CONCAT_INNER_(a, b) a##b
 #define PHX_CONCAT_(a, b) PHX_CONCAT_INNER_(a, b)
 
-#define PHX_RETURN_IF_ERROR(expr)                   \
-  do {                                              \
+#define PHX_RETURN_IF_ERROR(expr)                                                   \
+  do {                                                                              \
     if (::absl::Status phx_status_ = (expr); !phx_status_.ok()) return phx_status_; \
   } while (false)
 

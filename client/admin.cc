@@ -96,8 +96,8 @@ void PrintStatus(const v1::GetStatusResponse& s) {
   PrintTable(rows);
 }
 
-// What keeps the model from being ready; empty when it is.
-std::string NotReady(const v1::GetStatusResponse& s, const std::string& model, int groups) {
+// What keeps the model from being ready; empty when it is. *failed: a group could not be formed.
+std::string NotReady(const v1::GetStatusResponse& s, const std::string& model, int groups, bool* failed) {
   int ready = 0;
   std::vector<std::string> waiting;
   for (const auto& g : s.groups()) {
@@ -105,6 +105,7 @@ std::string NotReady(const v1::GetStatusResponse& s, const std::string& model, i
     if (g.state() == v1::GROUP_STATE_READY) {
       ++ready;
     } else {
+      *failed |= g.state() == v1::GROUP_STATE_FAILED;
       waiting.push_back(
           absl::StrCat(g.id(), " is ", Name(g.state()), g.detail().empty() ? "" : ": ", g.detail()));
     }
@@ -156,7 +157,12 @@ absl::Status RunLoad(const ClientConfig& config, const std::shared_ptr<grpc::Cha
   while (std::chrono::system_clock::now() < deadline) {
     auto status = FetchStatus(stub.get());
     if (!status.ok()) return status.status();
-    missing = NotReady(*status, name, response.spec().groups());
+    bool failed = false;
+    missing = NotReady(*status, name, response.spec().groups(), &failed);
+    if (failed) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(missing, " (the coordinator tries again; phalanx unload gives up)"));
+    }
     if (missing.empty()) {
       std::printf("%s is ready (%d group%s of %d rank%s)\n", name.c_str(), response.spec().groups(),
                   response.spec().groups() == 1 ? "" : "s", response.spec().tensor_parallel(),

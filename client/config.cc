@@ -79,7 +79,7 @@ absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::option
 
   CLI::App* load = app.add_subcommand("load", "Serve a model from a GGUF file");
   load->add_option("path", c.path, "file that the coordinator and the workers can read")->required();
-  load->add_option("--name", c.name, "for requests; default: the file's own name");
+  load->add_option("--name", c.name, "for requests; default: the file's name without its ending");
   load->add_option("--tp", c.tensor_parallel, "ranks of a group")->capture_default_str();
   load->add_option("--shards", c.shards, "0: the default of 8");
   load->add_option("--groups", c.groups, "replicas")->capture_default_str();

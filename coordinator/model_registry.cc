@@ -47,11 +47,7 @@ absl::Status CheckName(const std::string& name) {
 }
 
 absl::Status CompleteSpec(const GgufFile& file, const ModelConfig& config, ModelSpec* spec) {
-  if (spec->name.empty()) {
-    const std::string& own = config.name;
-    spec->name = own.empty() ? std::filesystem::path(spec->path).stem().string() : own;
-    if (!CheckName(spec->name).ok()) spec->name = std::filesystem::path(spec->path).stem().string();
-  }
+  if (spec->name.empty()) spec->name = std::filesystem::path(spec->path).stem().string();
   PHX_RETURN_IF_ERROR(CheckName(spec->name));
   if (spec->tensor_parallel < 0 || spec->tensor_parallel > kMaxShards) {
     return absl::InvalidArgumentError(absl::StrCat("spec.tensor_parallel is ", spec->tensor_parallel,

@@ -1,3 +1,4 @@
+#include "worker/models/model.h"
 #include "worker/weights.h"
 
 #include <cstring>
@@ -69,6 +70,16 @@ TEST(TensorFinderTest, AnotherModelsFileDoesNotFillTheLog) {
   const auto file = OpenTinyModel({}, tensors, "many");
   const std::string message(TensorFinder(*file).Finish().message());
   EXPECT_THAT(message, AllOf(HasSubstr("101 tensors"), HasSubstr("and 81 more"), Not(HasSubstr("t99 "))));
+}
+
+TEST(CreateModelTest, NamesAnUnknownArchitectureAndTheKnownOnes) {
+  ModelConfig config;
+  config.architecture = "gemma3";
+  ModelContext context;
+  context.config = &config;
+  const absl::Status status = CreateModel(context).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(status.message(), "architecture 'gemma3' is not supported; supported: llama");
 }
 
 TEST(ReleasePagesTest, TheWeightsReadTheSameAfterwards) {

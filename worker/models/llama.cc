@@ -73,7 +73,8 @@ class Llama : public Model {
 
   absl::Status Init(const Tensors& tensors) {
     PHX_ASSIGN_OR_RETURN(workspace_, Workspace::Create(context_));
-    for (const RopeConfig& rope : context_.config->rope) {
+    for (RopeConfig rope : context_.config->rope) {
+      rope.interleaved = true;
       PHX_ASSIGN_OR_RETURN(rope_tables_.emplace_back(),
                            context_.ops->MakeRopeTable(rope, context_.context_length));
       rope_table_views_.push_back(rope_tables_.back().get());
