@@ -875,6 +875,81 @@ TEST_P(OpsTest, ErrorsNameTheFieldAndBothValues) {
   EXPECT_THAT(std::string(ops_->Sample(s).message()), HasSubstr("rows[0].temperature is nan"));
 }
 
+// What would be read or written outside of an array is refused before anything is touched.
+TEST_P(OpsTest, IndicesAreChecked) {
+  const auto expect = [](const absl::Status& status, const std::string& text) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(text));
+  };
+  const std::vector<float> table(8 * 4, 1.0f);
+  DeviceMatrix x(*ops_, 2, 4);
+  DeviceArray<int32_t> ids(*ops_, {7, 8}), from(*ops_, {-1, 0}), sampled(*ops_, {9});
+  EmbedParams embed;
+  embed.table = {table.data(), DType::kF32, 8, 4};
+  embed.token_ids = ids.data();
+  embed.x = x.view();
+  expect(ops_->Embed(embed), "token_ids[1] is 8, must be in [0, 8)");
+  embed.from_sampled = from.data();
+  embed.sampled = sampled.data();
+  expect(ops_->Embed(embed), "sampled[0] is 9");
+
+  auto rope = OrDie(ops_->MakeRopeTable({10000.0, 8, false, {}, 1.0f}, 5));
+  auto cache = OrDie(ops_->CreateKvCache({2, 1, 8, 8, 16}, 2));
+  DeviceMatrix q(*ops_, 1, 8, std::vector<float>(8, 1.0f)), k(*ops_, 1, 8, std::vector<float>(8, 1.0f));
+  const auto store = [&](int32_t position, int32_t mode, int64_t slot, int layer, int offset) {
+    DeviceArray<int32_t> positions(*ops_, {position}), modes(*ops_, {mode});
+    DeviceArray<int64_t> slots(*ops_, {slot});
+    RopeStoreKvParams p;
+    p.q = q.view();
+    p.k = k.view();
+    p.v = k.view();
+    p.num_heads = 1;
+    p.positions = positions.data();
+    p.rope_mode = modes.data();
+    p.tables = {rope.get()};
+    p.rope_offset = offset;
+    p.cache = cache.get();
+    p.layer = layer;
+    p.slots = slots.data();
+    return ops_->RopeStoreKv(p);
+  };
+  expect(store(5, 0, 0, 0, 0), "positions[0] is 5, must be in [0, 5)");
+  expect(store(0, 1, 0, 0, 0), "rope_mode[0] is 1, must be in [0, 1)");
+  expect(store(0, 0, 32, 0, 0), "slots[0] is 32, must be below num_blocks * block_size = 32");
+  expect(store(0, 0, 0, 2, 0), "layer is 2, must be in [0, num_layers = 2)");
+  expect(store(0, 0, 0, 0, 1), "rope_offset + tables[0].rotary_dim is 9, must be at most key_dim = 8");
+  EXPECT_EQ(q.Get(), std::vector<float>(8, 1.0f)) << "a refused call must not rotate";
+
+  const auto attend = [&](int32_t block, int32_t kv_head, int64_t rows, int latent) {
+    DeviceMatrix out(*ops_, 1, 8);
+    DeviceArray<int32_t> blocks(*ops_, {block});
+    AttentionParams p;
+    p.q = q.view();
+    p.num_heads = 1;
+    p.kv_head_of = &kv_head;
+    p.cache = cache.get();
+    p.scale = 1;
+    p.latent_value_dim = latent;
+    p.sequences = {{0, rows, 0, blocks.data()}};
+    p.out = out.view();
+    return ops_->Attention(p);
+  };
+  expect(attend(2, 0, 1, 0), "sequences[0].block_table[0] is 2, must be in [0, num_blocks = 2)");
+  expect(attend(-1, 0, 1, 0), "block_table[0] is -1");
+  expect(attend(0, 1, 1, 0), "kv_head_of[0] is 1, must be in [0, 1)");
+  expect(attend(0, 0, 2, 0), "takes rows [0, 2), must lie in [0, q.rows = 1)");
+  expect(attend(0, 0, 1, 4), "latent_value_dim is 4, must be 0 for a cache with value_dim = 8");
+
+  DeviceMatrix residual(*ops_, 3, 4, std::vector<float>(12, 1.0f)), y(*ops_, 1, 4);
+  DeviceArray<int32_t> rows(*ops_, {3});
+  RmsNormParams norm;
+  norm.residual = residual.view();
+  norm.weight = table.data();
+  norm.rows = rows.data();
+  norm.y = y.view();
+  expect(ops_->RmsNorm(norm), "rows[0] is 3, must be in [0, 3)");
+}
+
 TEST(CreateOpsTest, RungsAndThreadsAreChecked) {
   EXPECT_THAT(AvailableRungs(), testing::Contains("reference"));
   const absl::Status unknown = CreateOps({"sse9", Compute::kFast, 1}).status();
