@@ -27,7 +27,7 @@ def check(channel, service=""):
 def test_coordinator(cluster):
     channel = cluster.client.channel
     for service in ("", "liveness", "readiness"):
-        assert check(channel, service) == SERVING, service
+        wait_for(lambda: check(channel, service) == SERVING, 5, f"{service!r} SERVING")
     with pytest.raises(grpc.RpcError) as error:
         check(channel, "nothing")
     assert error.value.code().name == "NOT_FOUND"
