@@ -57,6 +57,7 @@ class ServerTest : public ::testing::Test {
   grpc::Status Load(const TestModel& model, int tensor_parallel = 1, int groups = 1) {
     paths_.push_back(model.Write());
     v1::LoadModelRequest request;
+    request.mutable_spec()->set_name(model.name);
     request.mutable_spec()->set_path(paths_.back());
     request.mutable_spec()->set_tensor_parallel(tensor_parallel);
     request.mutable_spec()->set_groups(groups);
