@@ -12,6 +12,9 @@ namespace {
 
 using internal::v1::AssignmentState;
 
+// A failure's report is on its way in far less, unless the coordinator takes nothing.
+constexpr std::chrono::milliseconds kReportTimeout{500};
+
 }  // namespace
 
 Agent::Agent(const WorkerConfig* config, PeerService* peers, const internal::v1::Hello& hello)
@@ -158,6 +161,8 @@ void Agent::OnState(uint64_t generation, AssignmentState state, const std::strin
   } else if (state == internal::v1::ASSIGNMENT_STATE_FAILED) {
     spdlog::error("group {} epoch {} rank {} failed: {}", assign.group_id(), assign.epoch(), assign.rank(),
                   detail);
+    // The cause goes before the end of the leader's stream, which would say less.
+    links_[owner_]->Flush(kReportTimeout);
     EndGroup("failed");
   }
 }

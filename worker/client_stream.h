@@ -57,6 +57,17 @@ class ClientStream {
         absl::StrCat("the peer is too slow: ", max_queued_, " messages wait for it")));
   }
 
+  // Waits until all that was queued is handed to the transport or the stream ended; false when `timeout`
+  // passed first.
+  bool Flush(std::chrono::milliseconds timeout) {
+    const Clock::time_point deadline = Clock::now() + timeout;
+    MutexLock lock(mu_);
+    while (!closed_ && (writing_ || !queue_.empty())) {
+      if (!changed_.WaitUntil(mu_, deadline)) return false;
+    }
+    return true;
+  }
+
   // Ends the stream; Run returns `reason` (the first one given).
   void Cancel(absl::Status reason) {
     MutexLock lock(mu_);
@@ -109,6 +120,7 @@ class ClientStream {
           changed_.WaitUntil(mu_, make_ ? next_periodic_ : Clock::now() + std::chrono::seconds(1));
         }
         if (closed_) break;
+        writing_ = true;
         if (!queue_.empty()) {
           message = std::move(queue_.front());
           queue_.pop_front();
@@ -119,6 +131,9 @@ class ClientStream {
       }
       if (make) message = make();
       if (!stream->Write(message)) break;
+      MutexLock lock(mu_);
+      writing_ = false;
+      if (queue_.empty()) changed_.NotifyAll();
     }
     MutexLock lock(mu_);
     closed_ = true;
@@ -132,6 +147,7 @@ class ClientStream {
   CondVar changed_;
   std::deque<Out> queue_ ABSL_GUARDED_BY(mu_);
   bool closed_ ABSL_GUARDED_BY(mu_) = false;
+  bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool writer_done_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status cancelled_ ABSL_GUARDED_BY(mu_);
   std::chrono::milliseconds interval_ ABSL_GUARDED_BY(mu_){0};

@@ -49,6 +49,15 @@ void CoordinatorLink::Send(const internal::v1::AssignmentStatus& status) {
   if (stream_ != nullptr) stream_->Write(std::move(request));
 }
 
+void CoordinatorLink::Flush(std::chrono::milliseconds timeout) {
+  std::shared_ptr<Stream> stream;
+  {
+    MutexLock lock(mu_);
+    stream = stream_;
+  }
+  if (stream != nullptr) stream->Flush(timeout);
+}
+
 absl::Status CoordinatorLink::RunStream(internal::v1::WorkerControl::Stub* stub, bool* welcomed) {
   auto stream = std::make_shared<Stream>(kMaxQueued);
   {

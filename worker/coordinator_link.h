@@ -2,6 +2,7 @@
 // again with back-off whenever the stream ends, until it is stopped.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -31,6 +32,8 @@ class CoordinatorLink {
   const std::string& address() const { return address_; }
   // Dropped while there is no stream: the coordinator then knows nothing of the assignment either.
   void Send(const internal::v1::AssignmentStatus& status);
+  // Waits, no longer than `timeout`, until what was sent is on its way.
+  void Flush(std::chrono::milliseconds timeout);
   // Ends the stream and joins the thread.
   void Stop();
 

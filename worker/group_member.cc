@@ -72,6 +72,9 @@ struct GroupMember::Core : std::enable_shared_from_this<GroupMember::Core> {
   void End(const absl::Status& why, bool stopped);
   // Until the epoch ends; its cause.
   absl::Status WaitEnd();
+  // Until the owner has answered a failure with Stop, for a second at most: coordinators should hear the
+  // cause before they see the leader's stream end.
+  void WaitReported();
 
   const GroupEnvironment env;
   const internal::v1::Assign assign;
@@ -81,6 +84,7 @@ struct GroupMember::Core : std::enable_shared_from_this<GroupMember::Core> {
   CondVar changed;
   absl::Status cause ABSL_GUARDED_BY(mu);  // not OK: the epoch is over
   bool loading ABSL_GUARDED_BY(mu) = true;
+  bool stop_called ABSL_GUARDED_BY(mu) = false;
   bool finished ABSL_GUARDED_BY(mu) = false;
   // What End stops, while it exists.
   Collective* collective ABSL_GUARDED_BY(mu) = nullptr;
@@ -91,6 +95,8 @@ struct GroupMember::Core : std::enable_shared_from_this<GroupMember::Core> {
 
 void GroupMember::Core::End(const absl::Status& why, bool stopped) {
   MutexLock lock(mu);
+  stop_called = stop_called || stopped;
+  changed.NotifyAll();
   if (!cause.ok()) return;
   cause = why;
   const std::string reason(why.message());
@@ -99,13 +105,19 @@ void GroupMember::Core::End(const absl::Status& why, bool stopped) {
   if (leader != nullptr) leader->Stop(/*drain=*/false);
   if (follower != nullptr) follower->Stop();
   if (!stopped) on_state(internal::v1::ASSIGNMENT_STATE_FAILED, reason);
-  changed.NotifyAll();
 }
 
 absl::Status GroupMember::Core::WaitEnd() {
   MutexLock lock(mu);
   while (cause.ok()) changed.WaitFor(mu, std::chrono::seconds(1));
   return cause;
+}
+
+void GroupMember::Core::WaitReported() {
+  const auto deadline = CondVar::Clock::now() + std::chrono::seconds(1);
+  MutexLock lock(mu);
+  while (!stop_called && changed.WaitUntil(mu, deadline)) {
+  }
 }
 
 absl::StatusOr<std::unique_ptr<LoadedRank>> GroupMember::Core::Load() {
@@ -161,6 +173,7 @@ absl::Status GroupMember::Core::RunLeader(LoadedRank* rank,
   server.StartLinks(&loop, env.config->coordinators, hello,
                     std::chrono::milliseconds(env.config->load_report_ms));
   const absl::Status end = WaitEnd();
+  WaitReported();
   server.StopLinks();
   MutexLock lock(mu);
   leader = nullptr;
