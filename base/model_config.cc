@@ -1,5 +1,6 @@
 #include "base/model_config.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -8,6 +9,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/architectures.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
 
@@ -191,10 +194,27 @@ absl::StatusOr<ModelConfig> ReadConfig(const GgufFile& file, std::string_view ar
   return config;
 }
 
+constexpr const char* kArchitectures[] = {
+#define PHX_NAME(name, Which) name,
+    PHX_ARCHITECTURES(PHX_NAME)
+#undef PHX_NAME
+};
+
 }  // namespace
+
+absl::Status UnsupportedArchitecture(const std::string& architecture) {
+  return absl::UnimplementedError(
+      absl::StrCat("architecture ", Quote(architecture),
+                   " is not supported; supported: ", absl::StrJoin(kArchitectures, ", ")));
+}
 
 absl::StatusOr<ModelConfig> ModelConfigFromGguf(const GgufFile& file) {
   PHX_ASSIGN_OR_RETURN(const std::string_view architecture, file.GetString("general.architecture"));
+  if (std::find(std::begin(kArchitectures), std::end(kArchitectures), architecture) ==
+      std::end(kArchitectures)) {
+    const absl::Status status = UnsupportedArchitecture(std::string(architecture));
+    return absl::Status(status.code(), absl::StrCat(file.path(), ": ", status.message()));
+  }
   PHX_ASSIGN_OR_RETURN(ModelConfig config, ReadConfig(file, architecture));
   if (file.FindValue("general.name") != nullptr) {
     PHX_ASSIGN_OR_RETURN(const std::string_view name, file.GetString("general.name"));

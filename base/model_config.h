@@ -22,7 +22,7 @@ struct RopeConfig {
 };
 
 struct ModelConfig {
-  std::string architecture;  // "llama": key of the table in worker/models/model.cc
+  std::string architecture;  // "llama": a name of base/architectures.h
   std::string name;          // general.name, for people
   int num_layers = 0;
   int hidden_size = 0;
@@ -39,9 +39,12 @@ struct ModelConfig {
   std::vector<RopeConfig> rope;
 };
 
-// Reads "<architecture>.<key>" of any architecture; whether one can run is the worker's to say. Unimplemented
-// for a key that changes the arithmetic in a way not supported, NotFound / InvalidArgument for missing or
-// impossible keys, each named.
+// Unimplemented for an architecture not in the table of base/architectures.h and for a key that changes the
+// arithmetic in a way not supported; NotFound / InvalidArgument for missing or impossible keys. Each names
+// what it is about.
 absl::StatusOr<ModelConfig> ModelConfigFromGguf(const GgufFile& file);
+
+// Unimplemented naming the architecture and those supported.
+absl::Status UnsupportedArchitecture(const std::string& architecture);
 
 }  // namespace phalanx

@@ -75,7 +75,8 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, Config* config) {
   app.add_option("--listen", config->listen, "HOST:PORT for clients and workers (port 0: any free)");
   app.add_option("--log-level", config->log_level, "debug, info, warning or error");
   app.add_option("--model", config->model.path, "GGUF file to load at start");
-  app.add_option("--name", config->model.name, "name of that model (default: the file's name without its ending)");
+  app.add_option("--name", config->model.name,
+                 "name of that model (default: the file's name without its ending)");
   app.add_option("--tp", config->model.tensor_parallel, "its ranks of a group");
   app.add_option("--shards", config->model.shards, "its shards (0: 8, at least --tp)");
   app.add_option("--groups", config->model.groups, "its groups");

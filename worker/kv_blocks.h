@@ -23,7 +23,7 @@ class KvBlocks {
 
  private:
   int64_t num_blocks_;
-  std::vector<int32_t> free_;   // a heap, lowest id on top
+  std::vector<int32_t> free_;  // a heap, lowest id on top
   std::vector<bool> used_;
 };
 

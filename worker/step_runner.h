@@ -1,4 +1,5 @@
-// StepRunner: what the leader's and the follower's loops need of one rank's model. ModelRunner is one; tests have fakes.
+// StepRunner: what the leader's and the follower's loops need of one rank's model. ModelRunner is one; tests
+// have fakes.
 //
 // Per step, on every rank, in this order:  Launch(plan);  the leader: Sample;  ShareSampled.
 // After an error the runner is dead and its group's epoch over. Thread safety: one thread.

@@ -110,6 +110,7 @@ TEST_F(ModelConfigTest, HonoursOptionalKeys) {
 
 TEST_F(ModelConfigTest, RefusesWhatItDoesNotRun) {
   const auto unimplemented = absl::StatusCode::kUnimplemented;
+  ExpectError({.architecture = "mamba"}, unimplemented, "'mamba' is not supported; supported: llama");
   ExpectError({.more = [](GgufWriter& w) { w.SetString("llama.rope.scaling.type", "yarn"); }}, unimplemented,
               "llama.rope.scaling.type 'yarn'");
   ExpectError({.more = [](GgufWriter& w) { w.SetU32("llama.expert_count", 8); }}, unimplemented,

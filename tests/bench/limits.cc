@@ -131,7 +131,8 @@ double ReadBandwidth(int64_t bytes, int num_threads) {
   std::vector<std::unique_ptr<float[]>> parts(num_threads);
   BestSeconds(num_threads, 1, [&](int t) { parts[t] = std::make_unique<float[]>(part); });
   const double seconds = BestSeconds(num_threads, 7, [&](int t) {
-    for (int64_t loop = 0; loop < loops; ++loop) sink.store(Read(parts[t].get(), part), std::memory_order_relaxed);
+    for (int64_t loop = 0; loop < loops; ++loop)
+      sink.store(Read(parts[t].get(), part), std::memory_order_relaxed);
   });
   return static_cast<double>(part * num_threads * loops) * sizeof(float) / seconds;
 }

@@ -1,5 +1,5 @@
-#include "worker/models/model.h"
 #include "worker/weights.h"
+#include "worker/models/model.h"
 
 #include <cstring>
 

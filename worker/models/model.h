@@ -1,5 +1,5 @@
 // Model: one rank's forward pass, assembled from the shared tensor-parallel blocks of blocks.h. A new
-// architecture is one file here and one line in the table of model.cc.
+// architecture is one file here and one line in the table of base/architectures.h.
 #pragma once
 
 #include <memory>

@@ -1,0 +1,6 @@
+// The one table of architectures: the name in a model's file, and its model in worker/models (Create<Model>).
+// The coordinator refuses others when a model is loaded; worker/models/model.cc makes its factory table of
+// it.
+#pragma once
+
+#define PHX_ARCHITECTURES(X) X("llama", Llama)
