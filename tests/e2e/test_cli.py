@@ -124,7 +124,7 @@ def test_no_coordinator():
 
 def test_load_and_unload_errors(cluster, script_model, tmp_path):
     fails(cluster.phalanx("load", tmp_path / "none.gguf"), "NOT_FOUND", "none.gguf")
-    fails(cluster.phalanx("load", script_model), "ALREADY_EXISTS", "tiny-script")
+    fails(cluster.phalanx("load", script_model), "ALREADY_EXISTS", "script")
     fails(cluster.phalanx("unload", "nothing"), "NOT_FOUND", "nothing")
     (tmp_path / "bad.gguf").write_text("no model")
     fails(cluster.phalanx("load", tmp_path / "bad.gguf"), "INVALID_ARGUMENT", "bad.gguf")
@@ -133,13 +133,13 @@ def test_load_and_unload_errors(cluster, script_model, tmp_path):
 def test_status_text(cluster):
     result = cluster.phalanx("status")
     assert result.returncode == 0 and result.stderr == ""
-    for word in ("coordinator", "models", "groups", "workers", "tiny-script", "llama", "ready", "w0"):
+    for word in ("coordinator", "models", "groups", "workers", "script", "llama", "ready", "w0"):
         assert word in result.stdout, f"{word} is missing:\n{result.stdout}"
 
 
 def test_status_json(cluster):
     status = json.loads(cluster.phalanx("status", "--json").stdout)
-    assert status["models"][0]["spec"]["name"] == "tiny-script"
+    assert status["models"][0]["spec"]["name"] == "script"
     assert status["groups"][0]["state"] == "GROUP_STATE_READY"
     assert int(status["groups"][0]["kv_blocks_total"]) > 0
     worker = status["workers"][0]

@@ -70,20 +70,20 @@ def test_two_groups_of_one_model(cluster, script_model):
 
 def test_waiting_for_workers(cluster, random_model):
     spec = cluster.client.load(path=str(random_model), tensor_parallel=5)
-    assert (spec.name, spec.tensor_parallel, spec.shards, spec.groups) == ("tiny-random", 5, 8, 1)
+    assert (spec.name, spec.tensor_parallel, spec.shards, spec.groups) == ("random", 5, 8, 1)
     assert spec.context_length == 65536
     wait_for(lambda: cluster.group().detail, 5, "what is missing")
     assert cluster.client.group_state(cluster.group()) == "WAITING"
-    refused = chat(cluster, "tiny-random")
+    refused = chat(cluster, "random")
     assert refused.code.name == "UNAVAILABLE"
-    assert "tiny-random" in refused.details and "worker" in refused.details, refused.details
+    assert "random" in refused.details and "worker" in refused.details, refused.details
     late = cluster.phalanx("load", random_model, "--name", "other", "--tp", "4", "--wait", "0.5")
     assert late.returncode == 1 and "not ready" in late.stderr
     cluster.client.unload("other")
     for name in ("w3", "w4"):
         cluster.start_worker(name)
     cluster.wait_state("READY")
-    assert chat(cluster, "tiny-random").code.name == "OK"
+    assert chat(cluster, "random").code.name == "OK"
 
 
 def test_a_model_whose_file_is_gone(own_cluster, random_model, tmp_path):
