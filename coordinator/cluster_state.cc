@@ -153,6 +153,8 @@ void ClusterState::LeaderGone(int64_t now, const std::string& group_id, uint64_t
                               Actions* actions) {
   Group* group = Find(group_id, epoch);
   if (group == nullptr || !group->leader) return;
+  reason = absl::StrCat("leader ", workers_.at(group->ranks[0]).info.id, " (rank 0) is gone: ", reason);
+  if (group->ranks.size() > 1) absl::StrAppend(&reason, "; ", Roster(*group));
   Fail(now, group, std::move(reason), actions);
   FormGroups(now, actions);
 }

@@ -82,7 +82,7 @@ void GroupStream::OnMessage(internal::v1::ServeRequest& message) {
       return coordinator_->Load(group_, epoch_, message.load());
     case Case::kHello:
     case Case::MESSAGE_NOT_SET:
-      Leave("its leader sent a second hello or an unknown message");
+      Leave("it sent a second hello or an unknown message");
       Close(grpc::Status(grpc::INVALID_ARGUMENT,
                          "a message of Serve after the first must be submit_result, output or load"));
   }
@@ -92,7 +92,7 @@ void GroupStream::Leave(const std::string& reason) {
   if (joined()) coordinator_->LeaderLeft(group_, epoch_, reason);
 }
 
-void GroupStream::OnEnd() { Leave("its leader's stream ended"); }
+void GroupStream::OnEnd() { Leave("its stream ended"); }
 
 void GroupStream::OnGone() {
   OnEnd();

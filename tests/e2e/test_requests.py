@@ -84,6 +84,7 @@ def test_limits_themselves_are_allowed(cluster):
     ({"path": "EMPTY"}, "INVALID_ARGUMENT", "EMPTY"),
     ({"path": "TEXT"}, "INVALID_ARGUMENT", "TEXT"),
     ({"path": "CUT"}, "INVALID_ARGUMENT", "CUT"),
+    ({"path": "PIPE"}, "INVALID_ARGUMENT", "PIPE"),
     ({"path": "OTHER"}, "UNIMPLEMENTED", "mamba"),
     ({"path": "MODEL", "name": "random"}, "ALREADY_EXISTS", "random"),
     ({"path": "MODEL", "name": "b", "tensor_parallel": -1}, "INVALID_ARGUMENT", "tensor_parallel"),
@@ -97,9 +98,10 @@ def test_limits_themselves_are_allowed(cluster):
 ])
 def test_bad_load(cluster, random_model, tmp_path, spec, code, named):
     paths = {"FOLDER": tmp_path, "EMPTY": tmp_path / "empty.gguf", "TEXT": tmp_path / "text.gguf",
-             "CUT": tmp_path / "cut.gguf", "OTHER": tmp_path / "other.gguf", "MODEL": random_model}
+             "CUT": tmp_path / "cut.gguf", "OTHER": tmp_path / "other.gguf", "MODEL": random_model, "PIPE": tmp_path / "pipe"}
     whole = random_model.read_bytes()
     paths["EMPTY"].write_bytes(b"")
+    os.mkfifo(paths["PIPE"])
     paths["TEXT"].write_text("This is no model.\n" * 100)
     paths["CUT"].write_bytes(whole[: len(whole) // 2])
     paths["OTHER"].write_bytes(whole.replace(b"llama", b"mamba"))
