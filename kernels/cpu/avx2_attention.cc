@@ -10,22 +10,21 @@ namespace phalanx {
 namespace {
 
 constexpr int kChunk = 256;
-constexpr int kScoreStride = kChunk + kPanel;
 
 // scores[v][j] = q_v . k_j for the keys [0, num_keys) of the chunk, and whatever follows up to a panel's end.
 template <typename W>
-void Scores(const AttentionChunkParams& p, int num_keys) {
-  const int tiles = NumTiles(p.num_vectors, kMaxTileRows);
-  const int64_t depth = (p.key_dim + 7) / 8 * 8;
-  for (int b = 0; b * p.block_keys < num_keys; ++b) {
-    const int left = num_keys - b * p.block_keys;
-    const int panels = ((left < p.block_keys ? left : p.block_keys) + kPanel - 1) / kPanel;
+void Scores(const Avx2AttentionChunkParams& c, int num_keys) {
+  const int tiles = NumTiles(c.v.num_vectors, kMaxTileRows);
+  const int64_t depth = c.v.key_depth;
+  for (int b = 0; b * c.block_keys < num_keys; ++b) {
+    const int left = num_keys - b * c.block_keys;
+    const int panels = ((left < c.block_keys ? left : c.block_keys) + kPanel - 1) / kPanel;
     for (int t = 0; t < tiles; ++t) {
-      const int begin = TileBegin(p.num_vectors, tiles, kMaxTileRows, true, t);
-      const int rows = TileBegin(p.num_vectors, tiles, kMaxTileRows, true, t + 1) - begin;
-      AnyTileProduct<W>(rows, p.q + begin * depth, static_cast<const W*>(p.keys[b]),
-                        static_cast<int64_t>(p.key_dim) * kPanel, panels, p.key_dim,
-                        p.scores + begin * kScoreStride + b * p.block_keys, kScoreStride, false);
+      const int begin = TileBegin(c.v.num_vectors, tiles, kMaxTileRows, true, t);
+      const int rows = TileBegin(c.v.num_vectors, tiles, kMaxTileRows, true, t + 1) - begin;
+      AnyTileProduct<W>(rows, static_cast<const float*>(c.v.q) + begin * depth,
+                        static_cast<const W*>(c.keys[b]), static_cast<int64_t>(c.key_dim) * kPanel, panels,
+                        c.key_dim, c.v.scores + begin * kScoreStride + b * c.block_keys, kScoreStride, false);
     }
   }
 }
@@ -57,14 +56,14 @@ void Softmax(const float* scores, int n, float scale, int row, int rows, float* 
 
 // out (+)= the weights of keys [begin, end) of one row of a packed tile, times the values of these keys.
 template <typename W>
-void AddKeys(const AttentionChunkParams& p, const float* tile, int row, int rows, int begin, int end,
+void AddKeys(const Avx2AttentionChunkParams& c, const float* tile, int row, int rows, int begin, int end,
              float* out) {
-  for (int panel = 0; panel < p.value_panels; ++panel, out += kPanel) {
+  for (int panel = 0; panel < c.v.value_panels; ++panel, out += kPanel) {
     __m256 low = _mm256_loadu_ps(out), high = _mm256_loadu_ps(out + 8);
     for (int j = begin; j < end; ++j) {
-      const int b = j / p.block_keys;
-      const W* v = static_cast<const W*>(p.values[b]) +
-                   (static_cast<int64_t>(panel) * p.value_rows + j - b * p.block_keys) * kPanel;
+      const int b = j / c.block_keys;
+      const W* v = static_cast<const W*>(c.values[b]) +
+                   (static_cast<int64_t>(panel) * c.value_rows + j - b * c.block_keys) * kPanel;
       const Panel16 values = LoadPanel(v);
       const __m256 x = _mm256_broadcast_ss(tile + j / 8 * 8 * rows + row * 8 + j % 8);
       low = _mm256_fmadd_ps(x, values.low, low);
@@ -77,39 +76,39 @@ void AddKeys(const AttentionChunkParams& p, const float* tile, int row, int rows
 
 // The values of a tile of vectors: keys that all of them see together, the others one vector at a time.
 template <typename W>
-void Values(const AttentionChunkParams& p, int begin, int rows, const float* tile) {
-  const int64_t width = static_cast<int64_t>(p.value_panels) * kPanel;
-  int shared = p.num_keys[begin];
-  for (int i = 1; i < rows; ++i) shared = p.num_keys[begin + i] < shared ? p.num_keys[begin + i] : shared;
-  for (int b = 0; b * p.block_keys < shared; ++b) {
-    const int left = shared - b * p.block_keys;
-    AnyTileProduct<W>(rows, tile + static_cast<int64_t>(b) * p.block_keys * rows,
-                      static_cast<const W*>(p.values[b]), static_cast<int64_t>(p.value_rows) * kPanel,
-                      p.value_panels, left < p.block_keys ? left : p.block_keys, p.partial + begin * width,
-                      width, b > 0);
+void Values(const Avx2AttentionChunkParams& c, int begin, int rows, const float* tile) {
+  const int64_t width = static_cast<int64_t>(c.v.value_panels) * kPanel;
+  int shared = c.v.num_keys[begin];
+  for (int i = 1; i < rows; ++i) shared = c.v.num_keys[begin + i] < shared ? c.v.num_keys[begin + i] : shared;
+  for (int b = 0; b * c.block_keys < shared; ++b) {
+    const int left = shared - b * c.block_keys;
+    AnyTileProduct<W>(rows, tile + static_cast<int64_t>(b) * c.block_keys * rows,
+                      static_cast<const W*>(c.values[b]), static_cast<int64_t>(c.value_rows) * kPanel,
+                      c.v.value_panels, left < c.block_keys ? left : c.block_keys,
+                      c.v.partial + begin * width, width, b > 0);
   }
   for (int i = 0; i < rows; ++i) {
-    if (p.num_keys[begin + i] == shared) continue;
-    AddKeys<W>(p, tile, i, rows, shared, p.num_keys[begin + i], p.partial + (begin + i) * width);
+    if (c.v.num_keys[begin + i] == shared) continue;
+    AddKeys<W>(c, tile, i, rows, shared, c.v.num_keys[begin + i], c.v.partial + (begin + i) * width);
   }
 }
 
 // Joins the chunk's partial result of vector v to the running one, left to right.
-void Join(const AttentionChunkParams& p, int v, float chunk_max, float chunk_sum) {
-  const int64_t width = static_cast<int64_t>(p.value_panels) * kPanel;
-  const float* partial = p.partial + v * width;
-  float* out = p.out + v * width;
-  if (p.first) {
-    p.max[v] = chunk_max;
-    p.sum[v] = chunk_sum;
+void Join(const Avx2AttentionChunkParams& c, int v, float chunk_max, float chunk_sum) {
+  const int64_t width = static_cast<int64_t>(c.v.value_panels) * kPanel;
+  const float* partial = c.v.partial + v * width;
+  float* out = c.v.out + v * width;
+  if (c.v.first) {
+    c.v.max[v] = chunk_max;
+    c.v.sum[v] = chunk_sum;
     for (int64_t d = 0; d < width; d += 8) _mm256_storeu_ps(out + d, _mm256_loadu_ps(partial + d));
     return;
   }
-  const float max = p.max[v] > chunk_max ? p.max[v] : chunk_max;
-  const __m256 old_factor = Exp8(_mm256_set1_ps(p.max[v] - max));
+  const float max = c.v.max[v] > chunk_max ? c.v.max[v] : chunk_max;
+  const __m256 old_factor = Exp8(_mm256_set1_ps(c.v.max[v] - max));
   const __m256 chunk_factor = Exp8(_mm256_set1_ps(chunk_max - max));
-  p.max[v] = max;
-  p.sum[v] = p.sum[v] * _mm256_cvtss_f32(old_factor) + chunk_sum * _mm256_cvtss_f32(chunk_factor);
+  c.v.max[v] = max;
+  c.v.sum[v] = c.v.sum[v] * _mm256_cvtss_f32(old_factor) + chunk_sum * _mm256_cvtss_f32(chunk_factor);
   for (int64_t d = 0; d < width; d += 8) {
     const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(out + d), old_factor);
     _mm256_storeu_ps(out + d, _mm256_fmadd_ps(_mm256_loadu_ps(partial + d), chunk_factor, scaled));
@@ -117,27 +116,28 @@ void Join(const AttentionChunkParams& p, int v, float chunk_max, float chunk_sum
 }
 
 template <typename W>
-void Chunk(const AttentionChunkParams& p) {
+void Chunk(const Avx2AttentionChunkParams& c) {
   int num_keys = 0;
-  for (int v = 0; v < p.num_vectors; ++v) num_keys = p.num_keys[v] > num_keys ? p.num_keys[v] : num_keys;
-  Scores<W>(p, num_keys);
-  const int tiles = NumTiles(p.num_vectors, kMaxTileRows);
+  for (int v = 0; v < c.v.num_vectors; ++v)
+    num_keys = c.v.num_keys[v] > num_keys ? c.v.num_keys[v] : num_keys;
+  Scores<W>(c, num_keys);
+  const int tiles = NumTiles(c.v.num_vectors, kMaxTileRows);
   for (int t = 0; t < tiles; ++t) {
-    const int begin = TileBegin(p.num_vectors, tiles, kMaxTileRows, true, t);
-    const int rows = TileBegin(p.num_vectors, tiles, kMaxTileRows, true, t + 1) - begin;
-    float* tile = p.weights + static_cast<int64_t>(begin) * kChunk;
+    const int begin = TileBegin(c.v.num_vectors, tiles, kMaxTileRows, true, t);
+    const int rows = TileBegin(c.v.num_vectors, tiles, kMaxTileRows, true, t + 1) - begin;
+    float* tile = static_cast<float*>(c.v.weights) + static_cast<int64_t>(begin) * kChunk;
     float max[kMaxTileRows], sum[kMaxTileRows];
     for (int i = 0; i < rows; ++i) {
-      Softmax(p.scores + (begin + i) * kScoreStride, p.num_keys[begin + i], p.scale, i, rows, tile, &max[i],
-              &sum[i]);
+      Softmax(c.v.scores + (begin + i) * kScoreStride, c.v.num_keys[begin + i], c.v.scale, i, rows, tile,
+              &max[i], &sum[i]);
     }
-    Values<W>(p, begin, rows, tile);
-    for (int i = 0; i < rows; ++i) Join(p, begin + i, max[i], sum[i]);
+    Values<W>(c, begin, rows, tile);
+    for (int i = 0; i < rows; ++i) Join(c, begin + i, max[i], sum[i]);
   }
 }
 
 }  // namespace
 
-void Avx2AttentionChunk(const AttentionChunkParams& p) { p.bf16 ? Chunk<uint16_t>(p) : Chunk<float>(p); }
+void Avx2AttentionChunk(const Avx2AttentionChunkParams& c) { c.bf16 ? Chunk<uint16_t>(c) : Chunk<float>(c); }
 
 }  // namespace phalanx

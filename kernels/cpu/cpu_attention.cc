@@ -9,152 +9,215 @@
 namespace phalanx {
 namespace {
 
-constexpr int kMaxVectors = 48;  // of a task; more when one row's heads are more
+constexpr int kMaxVectors = 48;  // of a task
 constexpr int kMaxHeads = 32;
+constexpr int kValueTile = 32;  // keys of an AMX tile of values
 
 int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 int ValuePanels(int value_dim) { return (value_dim + kPanel - 1) / kPanel; }
 
-template <typename T>
-T Rounded(float v);
-template <>
-float Rounded<float>(float v) {
-  return v;
-}
-template <>
-uint16_t Rounded<uint16_t>(float v) {
-  return Bf16FromFloat(v);
-}
-template <typename T>
-int Place(int j) {
-  return sizeof(T) == 2 ? Bf16PanelPlace(j) : j;
+// Where element (key j, channel d) is in panels of keys of depth `depth`.
+template <PanelFormat kFormat>
+int64_t KeyIndex(int64_t depth, int64_t j, int64_t d) {
+  const auto place = static_cast<int>(j % kPanel);
+  const int64_t panel = j / kPanel * depth * kPanel;
+  if (kFormat == PanelFormat::kAmxBf16) return panel + d / 2 * 2 * kPanel + place * 2 + d % 2;
+  return panel + d * kPanel + (kFormat == PanelFormat::kBf16 ? Bf16PanelPlace(place) : place);
 }
 
-template <typename T>
-void StoreInPanels(const KvCacheShape& s, int64_t offset, const float* key, const float* value, T* keys,
-                   T* values) {
-  T* to = keys + offset / kPanel * s.key_dim * kPanel + Place<T>(static_cast<int>(offset % kPanel));
-  for (int d = 0; d < s.key_dim; ++d) to[int64_t{d} * kPanel] = Rounded<T>(key[d]);
-  for (int d = 0; d < s.value_dim; ++d) {
-    values[(int64_t{d / kPanel} * s.block_size + offset) * kPanel + Place<T>(d % kPanel)] =
-        Rounded<T>(value[d]);
+// Where element (key j, channel d) is in panels of values of `rows` keys.
+template <PanelFormat kFormat>
+int64_t ValueIndex(int64_t rows, int64_t j, int64_t d) {
+  const auto place = static_cast<int>(d % kPanel);
+  const int64_t panel = d / kPanel * rows * kPanel;
+  if (kFormat == PanelFormat::kAmxBf16) return panel + j / 2 * 2 * kPanel + place * 2 + j % 2;
+  return panel + j * kPanel + (kFormat == PanelFormat::kBf16 ? Bf16PanelPlace(place) : place);
+}
+
+template <PanelFormat kFormat>
+auto Rounded(float v) {
+  if constexpr (kFormat == PanelFormat::kF32) {
+    return v;
+  } else {
+    return Bf16FromFloat(v);
   }
 }
 
-template <typename T>
-void StoreInRows(const KvCacheShape& s, int64_t offset, const float* key, const float* value, T* keys,
-                 T* values) {
-  for (int d = 0; d < s.key_dim; ++d) keys[offset * s.key_dim + d] = Rounded<T>(key[d]);
-  for (int d = 0; d < s.value_dim; ++d) values[offset * s.value_dim + d] = Rounded<T>(value[d]);
+// Calls f with the format as a type: f(std::integral_constant<PanelFormat, ...>).
+template <typename F>
+void WithFormat(PanelFormat format, F f) {
+  switch (format) {
+    case PanelFormat::kF32:
+      return f(std::integral_constant<PanelFormat, PanelFormat::kF32>());
+    case PanelFormat::kBf16:
+      return f(std::integral_constant<PanelFormat, PanelFormat::kBf16>());
+    case PanelFormat::kAmxBf16:
+      return f(std::integral_constant<PanelFormat, PanelFormat::kAmxBf16>());
+  }
 }
 
-// One element of a block's keys.
-template <typename T>
-T KeyAt(const CpuKvCache& cache, const T* keys, int64_t offset, int d) {
-  const KvCacheShape& s = cache.shape();
-  if (!cache.panels()) return keys[offset * s.key_dim + d];
-  return keys[(offset / kPanel * s.key_dim + d) * kPanel + Place<T>(static_cast<int>(offset % kPanel))];
+template <PanelFormat kFormat>
+using Element = decltype(Rounded<kFormat>(0.0f));
+
+template <PanelFormat kFormat>
+void StorePosition(const CpuKvCache& cache, int64_t offset, const float* key, const float* value,
+                   void* keys_out, void* values_out) {
+  const KvCacheShape shape = cache.shape();
+  const int64_t depth = cache.key_depth();
+  auto* keys = static_cast<Element<kFormat>*>(keys_out);
+  auto* values = static_cast<Element<kFormat>*>(values_out);
+  if (!cache.panels()) {
+    for (int d = 0; d < shape.key_dim; ++d) keys[offset * shape.key_dim + d] = Rounded<kFormat>(key[d]);
+    for (int d = 0; d < shape.value_dim; ++d)
+      values[offset * shape.value_dim + d] = Rounded<kFormat>(value[d]);
+    return;
+  }
+  for (int d = 0; d < shape.key_dim; ++d)
+    keys[KeyIndex<kFormat>(depth, offset, d)] = Rounded<kFormat>(key[d]);
+  for (int d = 0; d < shape.value_dim; ++d) {
+    values[ValueIndex<kFormat>(shape.block_size, offset, d)] = Rounded<kFormat>(value[d]);
+  }
 }
 
-// Gathers the keys and values of `num_keys` positions from `begin` (a multiple of the chunk) into one block
-// of kAttentionChunk keys. keys or values may be null.
-template <typename T>
+// Gathers keys (may be null) and values of `num_keys` positions from `begin` into panels of kAttentionChunk
+// keys. What follows the last key and the last channel, up to a tile's end, is zero.
+template <PanelFormat kFormat>
 void Gather(const CpuKvCache& cache, const AttentionParams& p, const AttentionSequence& sequence, int head,
-            int64_t begin, int num_keys, T* keys, T* values) {
+            int64_t begin, int num_keys, void* keys_out, void* values_out) {
+  using T = Element<kFormat>;
   const KvCacheShape& s = cache.shape();
-  for (int j = 0; j < num_keys; ++j) {
-    const int64_t block = sequence.block_table[(begin + j) / s.block_size];
+  const int64_t depth = cache.key_depth();
+  const int value_dim = p.latent_value_dim > 0 ? p.latent_value_dim : s.value_dim;
+  auto* keys = static_cast<T*>(keys_out);
+  auto* values = static_cast<T*>(values_out);
+  for (int64_t j = 0; j < RoundUp(num_keys, kValueTile); ++j) {
+    const T* from_keys = nullptr;
+    const T* from_values = nullptr;
     const int64_t offset = (begin + j) % s.block_size;
-    const T* from_keys = reinterpret_cast<const T*>(cache.Keys(block, p.layer, head));
-    const T* from_values = reinterpret_cast<const T*>(cache.Values(block, p.layer, head));
-    if (keys != nullptr) {
-      T* to = keys + int64_t{j / kPanel} * s.key_dim * kPanel + Place<T>(j % kPanel);
-      for (int d = 0; d < s.key_dim; ++d) to[int64_t{d} * kPanel] = KeyAt(cache, from_keys, offset, d);
+    if (j < num_keys) {
+      const int64_t block = sequence.block_table[(begin + j) / s.block_size];
+      from_keys = reinterpret_cast<const T*>(cache.Keys(block, p.layer, head));
+      from_values = reinterpret_cast<const T*>(cache.Values(block, p.layer, head));
     }
-    if (values == nullptr) continue;
-    const int value_dim = p.latent_value_dim > 0 ? p.latent_value_dim : s.value_dim;
-    for (int d = 0; d < value_dim; ++d) {
-      const T v =
-          p.latent_value_dim > 0 ? KeyAt(cache, from_keys, offset, d) : from_values[offset * s.value_dim + d];
-      values[(int64_t{d / kPanel} * kAttentionChunk + j) * kPanel + Place<T>(d % kPanel)] = v;
+    const auto key = [&](int64_t d) {
+      if (from_keys == nullptr || d >= s.key_dim) return T{0};
+      return from_keys[cache.panels() ? KeyIndex<kFormat>(depth, offset, d) : offset * s.key_dim + d];
+    };
+    const auto value = [&](int64_t d) {
+      if (from_values == nullptr) return T{0};
+      return from_values[cache.panels() ? ValueIndex<kFormat>(s.block_size, offset, d)
+                                        : offset * s.value_dim + d];
+    };
+    if (keys != nullptr) {
+      for (int64_t d = 0; d < depth; ++d) keys[KeyIndex<kFormat>(depth, j, d)] = key(d);
+    }
+    for (int64_t d = 0; d < value_dim; ++d) {
+      values[ValueIndex<kFormat>(kAttentionChunk, j, d)] = p.latent_value_dim > 0 ? key(d) : value(d);
     }
   }
 }
 
 }  // namespace
 
-int64_t CpuKvCache::BlockBytes(const KvCacheShape& s, bool bf16) {
-  const int64_t elements = int64_t{s.block_size} * (s.key_dim + ValuePanels(s.value_dim) * kPanel);
-  return int64_t{s.num_layers} * s.num_kv_heads * elements * (bf16 ? 2 : 4);
+int64_t CpuKvCache::KeyDepth(const KvCacheShape& s, PanelFormat format) {
+  return format == PanelFormat::kAmxBf16 ? RoundUp(s.key_dim, kAmxGemmBf16.k_unit) : s.key_dim;
+}
+
+int64_t CpuKvCache::BlockBytes(const KvCacheShape& s, PanelFormat format) {
+  const int64_t elements = int64_t{s.block_size} * (KeyDepth(s, format) + ValuePanels(s.value_dim) * kPanel);
+  return int64_t{s.num_layers} * s.num_kv_heads * elements * (format == PanelFormat::kF32 ? 4 : 2);
 }
 
 absl::StatusOr<std::unique_ptr<CpuKvCache>> CpuKvCache::Create(const KvCacheShape& shape, int64_t num_blocks,
-                                                               bool bf16) {
+                                                               PanelFormat format) {
   std::unique_ptr<CpuKvCache> cache(new CpuKvCache);
   cache->shape_ = shape;
   cache->num_blocks_ = num_blocks;
-  cache->bf16_ = bf16;
-  PHX_ASSIGN_OR_RETURN(cache->memory_, HostBuffer::Create(BlockBytes(shape, bf16) * num_blocks));
+  cache->format_ = format;
+  cache->head_bytes_ = BlockBytes({1, 1, shape.key_dim, shape.value_dim, shape.block_size}, format);
+  PHX_ASSIGN_OR_RETURN(cache->memory_, HostBuffer::Create(BlockBytes(shape, format) * num_blocks));
   return cache;
 }
 
 const char* CpuKvCache::Keys(int64_t block, int layer, int head) const {
-  const int64_t head_bytes = BlockBytes({1, 1, shape_.key_dim, shape_.value_dim, shape_.block_size}, bf16_);
   return static_cast<const char*>(memory_->data()) +
-         ((block * shape_.num_layers + layer) * shape_.num_kv_heads + head) * head_bytes;
+         ((block * shape_.num_layers + layer) * shape_.num_kv_heads + head) * head_bytes_;
 }
 
 const char* CpuKvCache::Values(int64_t block, int layer, int head) const {
-  return Keys(block, layer, head) + int64_t{shape_.block_size} * shape_.key_dim * (bf16_ ? 2 : 4);
+  return Keys(block, layer, head) + shape_.block_size * key_depth() * element_bytes();
 }
 
 void CpuKvCache::Store(int64_t slot, int layer, int head, const float* key, const float* value) {
-  const int64_t block = slot / shape_.block_size, offset = slot % shape_.block_size;
+  const int64_t block = slot / shape_.block_size;
   char* keys = const_cast<char*>(Keys(block, layer, head));
   char* values = const_cast<char*>(Values(block, layer, head));
-  const auto store = [&](auto* k, auto* v) {
-    if (panels()) {
-      StoreInPanels(shape_, offset, key, value, k, v);
-    } else {
-      StoreInRows(shape_, offset, key, value, k, v);
-    }
-  };
-  if (bf16_) {
-    store(reinterpret_cast<uint16_t*>(keys), reinterpret_cast<uint16_t*>(values));
-  } else {
-    store(reinterpret_cast<float*>(keys), reinterpret_cast<float*>(values));
-  }
+  WithFormat(format_, [&](auto format) {
+    StorePosition<decltype(format)::value>(*this, slot % shape_.block_size, key, value, keys, values);
+  });
 }
 
+// Offsets in a thread's scratch.
 struct CpuAttention::Layout {
   Layout(const AttentionParams& p, const CpuKvCache& cache, int max_vectors) {
     const KvCacheShape& s = cache.shape();
-    const int64_t value_width =
-        int64_t{ValuePanels(p.latent_value_dim > 0 ? p.latent_value_dim : s.value_dim)} * kPanel;
-    const int64_t element = cache.bf16() ? 2 : 4;
+    const bool amx = cache.format() == PanelFormat::kAmxBf16;
+    const int value_dim = p.latent_value_dim > 0 ? p.latent_value_dim : s.value_dim;
+    const int64_t value_width = int64_t{ValuePanels(value_dim)} * kPanel;
+    const int64_t vectors = RoundUp(max_vectors, kAmxGemmBf16.max_tile_rows);
     const bool gather_keys = !cache.panels();
-    const bool gather_values = gather_keys || p.latent_value_dim > 0;
+    const bool gather_values = gather_keys || p.latent_value_dim > 0 || (amx && s.block_size < kValueTile);
     const auto take = [this](int64_t size) {
       const int64_t at = bytes;
       bytes += RoundUp(size, 64);
       return at;
     };
-    q = take(max_vectors * RoundUp(s.key_dim, 8) * 4);
-    scores = take(int64_t{max_vectors} * (kAttentionChunk + kPanel) * 4);
-    weights = take(int64_t{max_vectors} * kAttentionChunk * 4);
-    partial = take(max_vectors * value_width * 4);
-    out = take(max_vectors * value_width * 4);
-    max = take(max_vectors * 4);
-    sum = take(max_vectors * 4);
-    num_keys = take(max_vectors * 4);
-    key_pointers = take(kAttentionChunk * 8);
-    value_pointers = take(kAttentionChunk * 8);
-    if (gather_keys) keys = take(kAttentionChunk * s.key_dim * element);
-    if (gather_values) values = take(kAttentionChunk * value_width * element);
+    plain_q = take(vectors * s.key_dim * 4);
+    q = take(vectors * RoundUp(s.key_dim, kAmxGemmBf16.k_unit) * 4);
+    scores = take(vectors * kScoreStride * 4);
+    weights = take(vectors * kAttentionChunk * 4);
+    partial = take(vectors * value_width * 4);
+    out = take(vectors * value_width * 4);
+    max = take(vectors * 4);
+    sum = take(vectors * 4);
+    num_keys = take(vectors * 4);
+    key_pointers = take(kAttentionChunk / kPanel * 8);
+    value_pointers = take(kAttentionChunk / kPanel * 8);
+    value_strides = take(kAttentionChunk / kPanel * 8);
+    last_tile = take(kValueTile * value_width * 2);
+    if (gather_keys) keys = take(kAttentionChunk * cache.key_depth() * cache.element_bytes());
+    if (gather_values) values = take(kAttentionChunk * value_width * cache.element_bytes());
   }
   int64_t bytes = 0;
-  int64_t q, scores, weights, partial, out, max, sum, num_keys, key_pointers, value_pointers;
+  int64_t plain_q, q, scores, weights, partial, out, max, sum, num_keys;
+  int64_t key_pointers, value_pointers, value_strides, last_tile;
   int64_t keys = -1, values = -1;  // -1: read where they lie
+};
+
+struct CpuAttention::Work {
+  const AttentionParams& params;
+  const CpuKvCache& cache;
+  const Task& task;
+  const Layout& layout;
+  char* scratch;
+
+  template <typename T>
+  T* At(int64_t offset) const {
+    return reinterpret_cast<T*>(scratch + offset);
+  }
+  int head() const { return params.kv_head_of[task.first_head]; }
+  // Gathered keys and values of a chunk, where the layout wants them.
+  void GatherChunk(int64_t begin, int keys) const {
+    if (layout.values < 0) return;
+    WithFormat(cache.format(), [&](auto format) {
+      Gather<decltype(format)::value>(cache, params, *task.sequence, head(), begin, keys,
+                                      layout.keys >= 0 ? scratch + layout.keys : nullptr,
+                                      scratch + layout.values);
+    });
+  }
+  int64_t Block(int64_t position) const {
+    return task.sequence->block_table[position / cache.shape().block_size];
+  }
 };
 
 absl::Status CpuAttention::Run(const AttentionParams& p, const CpuKvCache& cache) {
@@ -181,101 +244,144 @@ absl::Status CpuAttention::Run(const AttentionParams& p, const CpuKvCache& cache
   const Layout layout(p, cache, max_vectors);
   for (Scratch& s : scratch_) PHX_RETURN_IF_ERROR(s.Get(layout.bytes).status());
   pool_.Run(static_cast<int64_t>(tasks_.size()), [&](int64_t task, int thread) {
-    RunTask(p, cache, tasks_[static_cast<size_t>(task)], layout,
-            static_cast<char*>(*scratch_[static_cast<size_t>(thread)].Get(0)));
+    auto* scratch = static_cast<char*>(*scratch_[static_cast<size_t>(thread)].Get(0));
+    RunTask({p, cache, tasks_[static_cast<size_t>(task)], layout, scratch});
   });
   return absl::OkStatus();
 }
 
-void CpuAttention::RunTask(const AttentionParams& p, const CpuKvCache& cache, const Task& task,
-                           const Layout& layout, char* scratch) {
-  const KvCacheShape& s = cache.shape();
-  const AttentionSequence& sequence = *task.sequence;
-  const int head = p.kv_head_of[task.first_head];
+void CpuAttention::RunTask(const Work& work) {
+  const AttentionParams& p = work.params;
+  const KvCacheShape& s = work.cache.shape();
+  const Task& task = work.task;
+  const bool amx = work.cache.format() == PanelFormat::kAmxBf16;
   const int value_dim = p.latent_value_dim > 0 ? p.latent_value_dim : s.value_dim;
   const int num_vectors = task.num_rows * task.num_heads;
-  const auto floats = [scratch](int64_t at) { return reinterpret_cast<float*>(scratch + at); };
+  // Vector v is row v / heads, head v % heads.
   const auto row_of = [&](const Matrix& m, int v, int64_t width) {
     return static_cast<float*>(m.data) +
-           (sequence.first_row + task.first_row + v / task.num_heads) * m.stride +
+           (task.sequence->first_row + task.first_row + v / task.num_heads) * m.stride +
            (task.first_head + v % task.num_heads) * width;
   };
-
-  // Vector v is row v / heads, head v % heads; packed as the products want it.
-  float* q = floats(layout.q);
-  const int64_t depth = RoundUp(s.key_dim, 8);
-  const int max_tile = kAvx2GemmF32.max_tile_rows;
-  const int tiles = NumTiles(num_vectors, max_tile);
+  const GemmKernels& kernels = amx ? kAmxGemmBf16 : kAvx2GemmF32;
+  const int64_t depth = RoundUp(s.key_dim, kernels.k_unit);
+  float* plain = work.At<float>(work.layout.plain_q);
+  for (int v = 0; v < num_vectors; ++v)
+    std::copy_n(row_of(p.q, v, s.key_dim), s.key_dim, plain + v * s.key_dim);
+  const int tiles = NumTiles(num_vectors, kernels.max_tile_rows);
   for (int t = 0; t < tiles; ++t) {
-    const int begin = TileBegin(num_vectors, tiles, max_tile, true, t);
-    const int rows = TileBegin(num_vectors, tiles, max_tile, true, t + 1) - begin;
-    for (int i = 0; i < rows; ++i) {
-      const float* from = row_of(p.q, begin + i, s.key_dim);
-      for (int64_t d = 0; d < s.key_dim; d += 8) {
-        std::memcpy(q + begin * depth + d * rows + i * 8, from + d,
-                    static_cast<size_t>(std::min<int64_t>(8, s.key_dim - d)) * 4);
-      }
-    }
+    const int begin = TileBegin(num_vectors, tiles, kernels.max_tile_rows, kernels.balanced, t);
+    const int rows = TileBegin(num_vectors, tiles, kernels.max_tile_rows, kernels.balanced, t + 1) - begin;
+    const int tile_rows = kernels.balanced || tiles == 1 ? rows : kernels.max_tile_rows;
+    kernels.pack(plain + begin * s.key_dim, s.key_dim, rows, tile_rows, s.key_dim,
+                 work.scratch + work.layout.q + begin * depth * kernels.row_bytes, 0);
   }
 
-  auto* num_keys = reinterpret_cast<int*>(scratch + layout.num_keys);
-  auto** keys = reinterpret_cast<const void**>(scratch + layout.key_pointers);
-  auto** values = reinterpret_cast<const void**>(scratch + layout.value_pointers);
-  AttentionChunkParams c;
-  c.bf16 = cache.bf16();
-  c.num_vectors = num_vectors;
-  c.q = q;
-  c.key_dim = s.key_dim;
-  c.value_panels = ValuePanels(value_dim);
-  c.keys = keys;
-  c.values = values;
-  c.num_keys = num_keys;
-  c.scale = p.scale;
-  c.scores = floats(layout.scores);
-  c.weights = floats(layout.weights);
-  c.partial = floats(layout.partial);
-  c.max = floats(layout.max);
-  c.sum = floats(layout.sum);
-  c.out = floats(layout.out);
+  int* num_keys = work.At<int>(work.layout.num_keys);
+  AttentionVectors v;
+  v.num_vectors = num_vectors;
+  v.q = work.scratch + work.layout.q;
+  v.key_depth = depth;
+  v.value_panels = ValuePanels(value_dim);
+  v.num_keys = num_keys;
+  v.scale = p.scale;
+  v.scores = work.At<float>(work.layout.scores);
+  v.weights = work.scratch + work.layout.weights;
+  v.partial = work.At<float>(work.layout.partial);
+  v.max = work.At<float>(work.layout.max);
+  v.sum = work.At<float>(work.layout.sum);
+  v.out = work.At<float>(work.layout.out);
 
-  const int64_t first_position = sequence.first_position + task.first_row;
+  if (amx) kernels.begin_task(num_vectors);
+  const int64_t first_position = task.sequence->first_position + task.first_row;
   const int64_t last_position = first_position + task.num_rows - 1;
   for (int64_t begin = 0; begin <= last_position; begin += kAttentionChunk) {
-    const auto all = static_cast<int>(std::min<int64_t>(kAttentionChunk, last_position + 1 - begin));
-    for (int v = 0; v < num_vectors; ++v) {
-      num_keys[v] = static_cast<int>(
-          std::min<int64_t>(kAttentionChunk, first_position + v / task.num_heads + 1 - begin));
+    const auto keys = static_cast<int>(std::min<int64_t>(kAttentionChunk, last_position + 1 - begin));
+    for (int i = 0; i < num_vectors; ++i) {
+      num_keys[i] = static_cast<int>(
+          std::min<int64_t>(kAttentionChunk, first_position + i / task.num_heads + 1 - begin));
     }
-    c.first = begin == 0;
+    v.first = begin == 0;
+    work.GatherChunk(begin, keys);
+    amx ? RunAmxChunk(work, v, begin, keys) : RunAvx2Chunk(work, v, begin, keys);
+  }
+  if (amx) kernels.end_task();
+  for (int i = 0; i < num_vectors; ++i) {
+    Avx2Divide(v.out + int64_t{i} * v.value_panels * kPanel, v.sum[i], value_dim,
+               row_of(p.out, i, value_dim));
+  }
+}
+
+void CpuAttention::RunAvx2Chunk(const Work& work, const AttentionVectors& vectors, int64_t begin,
+                                int num_keys) {
+  const CpuKvCache& cache = work.cache;
+  const Layout& layout = work.layout;
+  const auto** keys = work.At<const void*>(layout.key_pointers);
+  const auto** values = work.At<const void*>(layout.value_pointers);
+  Avx2AttentionChunkParams c;
+  c.v = vectors;
+  c.bf16 = cache.format() == PanelFormat::kBf16;
+  c.key_dim = cache.shape().key_dim;
+  // Latent values of a panel cache: keys are read where they lie, values from the gathered panels, cut alike.
+  const bool in_place = layout.keys < 0;
+  c.block_keys = in_place ? cache.shape().block_size : kAttentionChunk;
+  c.value_rows = layout.values >= 0 ? kAttentionChunk : c.block_keys;
+  c.keys = keys;
+  c.values = values;
+  for (int b = 0; b * c.block_keys < num_keys; ++b) {
+    const int64_t block = in_place ? work.Block(begin + int64_t{b} * c.block_keys) : 0;
+    keys[b] = in_place ? cache.Keys(block, work.params.layer, work.head()) : work.scratch + layout.keys;
+    values[b] = layout.values >= 0 ? work.scratch + layout.values +
+                                         int64_t{b} * c.block_keys * kPanel * cache.element_bytes()
+                                   : cache.Values(block, work.params.layer, work.head());
+  }
+  Avx2AttentionChunk(c);
+}
+
+void CpuAttention::RunAmxChunk(const Work& work, const AttentionVectors& vectors, int64_t begin,
+                               int num_keys) {
+  const CpuKvCache& cache = work.cache;
+  const Layout& layout = work.layout;
+  const int64_t block_size = cache.shape().block_size;
+  const auto** keys = work.At<const uint16_t*>(layout.key_pointers);
+  const auto** values = work.At<const uint16_t*>(layout.value_pointers);
+  auto* strides = work.At<int64_t>(layout.value_strides);
+  for (int p = 0; p * kPanel < num_keys; ++p) {
+    const int64_t position = begin + p * kPanel;
+    const char* first = work.scratch + layout.keys;
+    int64_t offset = p * kPanel;
+    if (layout.keys < 0) {
+      first = cache.Keys(work.Block(position), work.params.layer, work.head());
+      offset = position % block_size;
+    }
+    keys[p] = reinterpret_cast<const uint16_t*>(first) + offset * cache.key_depth();
+  }
+  for (int t = 0; t * kValueTile < num_keys; ++t) {
+    const int64_t position = begin + t * kValueTile;
     if (layout.values >= 0) {
-      const auto gather = [&](auto* k, auto* v) {
-        Gather(cache, p, sequence, head, begin, all, layout.keys >= 0 ? k : nullptr, v);
-      };
-      char* k = scratch + std::max<int64_t>(layout.keys, 0);
-      char* v = scratch + layout.values;
-      if (cache.bf16()) {
-        gather(reinterpret_cast<uint16_t*>(k), reinterpret_cast<uint16_t*>(v));
-      } else {
-        gather(reinterpret_cast<float*>(k), reinterpret_cast<float*>(v));
-      }
+      values[t] = work.At<uint16_t>(layout.values) + t * kValueTile * kPanel;
+      strides[t] = int64_t{kAttentionChunk} * kPanel;
+      continue;
     }
-    // Latent values of panel caches: keys are read where they lie, values from the gathered block, cut alike.
-    const bool in_place = layout.keys < 0;
-    c.block_keys = in_place ? s.block_size : kAttentionChunk;
-    const int64_t element = cache.bf16() ? 2 : 4;
-    c.value_rows = layout.values >= 0 ? kAttentionChunk : c.block_keys;
-    for (int b = 0; b * c.block_keys < all; ++b) {
-      const int64_t block = in_place ? sequence.block_table[begin / s.block_size + b] : 0;
-      keys[b] = in_place ? cache.Keys(block, p.layer, head) : scratch + layout.keys;
-      values[b] = layout.values >= 0 ? scratch + layout.values + int64_t{b} * c.block_keys * kPanel * element
-                                     : cache.Values(block, p.layer, head);
+    const char* first = cache.Values(work.Block(position), work.params.layer, work.head());
+    values[t] = reinterpret_cast<const uint16_t*>(first) + position % block_size * kPanel;
+    strides[t] = block_size * kPanel;
+    const int present = num_keys - t * kValueTile;
+    if (present >= kValueTile) continue;
+    // The last tile has keys that nobody sees, which may hold anything: they are replaced by zeros.
+    auto* copy = work.At<uint16_t>(layout.last_tile);
+    for (int p = 0; p < vectors.value_panels; ++p) {
+      uint16_t* to = copy + p * kValueTile * kPanel;
+      std::memcpy(to, values[t] + p * strides[t], static_cast<size_t>((present + 1) / 2 * 2 * kPanel) * 2);
+      std::memset(to + (present + 1) / 2 * 2 * kPanel, 0,
+                  static_cast<size_t>((kValueTile - (present + 1) / 2 * 2) * kPanel) * 2);
+      if (present % 2 == 0) continue;
+      for (int c = 0; c < kPanel; ++c) to[present / 2 * 2 * kPanel + 2 * c + 1] = 0;
     }
-    Avx2AttentionChunk(c);
+    values[t] = copy;
+    strides[t] = kValueTile * kPanel;
   }
-  for (int v = 0; v < num_vectors; ++v) {
-    Avx2Divide(c.out + int64_t{v} * c.value_panels * kPanel, c.sum[v], value_dim,
-               row_of(p.out, v, value_dim));
-  }
+  AmxAttentionChunk({vectors, keys, values, strides});
 }
 
 }  // namespace phalanx

@@ -13,19 +13,21 @@
 
 namespace phalanx {
 
-// [block][layer][kv head]: keys in panels [block_size / 16][key_dim][16 keys], then values in panels
-// [ceil(value_dim / 16)][block_size][16 channels], in simd_kernels.h's formats. Blocks of less than 16
-// positions hold rows instead: [block_size][key_dim], [block_size][value_dim], and are gathered into panels
-// when they are read.
+// [block][layer][kv head]: keys in panels [block_size / 16][key_depth][16 keys], then values in panels
+// [ceil(value_dim / 16)][block_size][16 channels], in simd_kernels.h's formats (AMX: key_depth is key_dim
+// rounded up to 32, the rest zero; else key_dim). Blocks of less than 16 positions hold rows instead:
+// [block_size][key_dim], [block_size][value_dim], and are gathered into panels when they are read.
 class CpuKvCache : public KvCache {
  public:
   static absl::StatusOr<std::unique_ptr<CpuKvCache>> Create(const KvCacheShape& shape, int64_t num_blocks,
-                                                            bool bf16);
-  static int64_t BlockBytes(const KvCacheShape& shape, bool bf16);
+                                                            PanelFormat format);
+  static int64_t BlockBytes(const KvCacheShape& shape, PanelFormat format);
 
   const KvCacheShape& shape() const override { return shape_; }
   int64_t num_blocks() const override { return num_blocks_; }
-  bool bf16() const { return bf16_; }
+  PanelFormat format() const { return format_; }
+  int64_t element_bytes() const { return format_ == PanelFormat::kF32 ? 4 : 2; }
+  int64_t key_depth() const { return KeyDepth(shape_, format_); }
   bool panels() const { return shape_.block_size >= kPanel; }
 
   // Rounds and writes one position of one head.
@@ -36,10 +38,12 @@ class CpuKvCache : public KvCache {
 
  private:
   CpuKvCache() = default;
+  static int64_t KeyDepth(const KvCacheShape& shape, PanelFormat format);
 
   KvCacheShape shape_;
   int64_t num_blocks_ = 0;
-  bool bf16_ = false;
+  PanelFormat format_ = PanelFormat::kF32;
+  int64_t head_bytes_ = 0;  // of a block
   std::unique_ptr<HostBuffer> memory_;
 };
 
@@ -59,10 +63,12 @@ class CpuAttention {
     int first_head;
     int num_heads;
   };
-  // Bytes of a thread's scratch, cut up by RunTask.
-  struct Layout;
-  void RunTask(const AttentionParams& params, const CpuKvCache& cache, const Task& task, const Layout& layout,
-               char* scratch);
+  struct Layout;  // of a thread's scratch
+  struct Work;    // a task, where it is computed
+  static void RunTask(const Work& work);
+  // The keys [begin, begin + num_keys) of the task's sequence.
+  static void RunAvx2Chunk(const Work& work, const AttentionVectors& vectors, int64_t begin, int num_keys);
+  static void RunAmxChunk(const Work& work, const AttentionVectors& vectors, int64_t begin, int num_keys);
 
   ThreadPool& pool_;
   std::vector<Scratch> scratch_;

@@ -62,13 +62,13 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> CpuOps::PackWeight(const PackWeigh
 }
 
 int64_t CpuOps::KvBlockBytes(const KvCacheShape& shape) const {
-  return CpuKvCache::BlockBytes(shape, bf16_cache());
+  return CpuKvCache::BlockBytes(shape, kernels_.format);
 }
 
 absl::StatusOr<std::unique_ptr<KvCache>> CpuOps::CreateKvCache(const KvCacheShape& shape,
                                                                int64_t num_blocks) {
   PHX_RETURN_IF_ERROR(Validate(shape, num_blocks));
-  return CpuKvCache::Create(shape, num_blocks, bf16_cache());
+  return CpuKvCache::Create(shape, num_blocks, kernels_.format);
 }
 
 absl::Status CpuOps::RmsNorm(const RmsNormParams& p) {
@@ -122,7 +122,7 @@ absl::Status CpuOps::RopeStoreKv(const RopeStoreKvParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
   PHX_RETURN_IF_ERROR(CheckHostContents(p));
   auto* cache = dynamic_cast<CpuKvCache*>(p.cache);
-  if (cache == nullptr || cache->bf16() != bf16_cache()) {
+  if (cache == nullptr || cache->format() != kernels_.format) {
     return absl::InvalidArgumentError("RopeStoreKv: cache was made by other Ops");
   }
   for (size_t i = 0; i < p.tables.size(); ++i) {
@@ -154,7 +154,7 @@ absl::Status CpuOps::Attention(const AttentionParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
   PHX_RETURN_IF_ERROR(CheckHostContents(p));
   const auto* cache = dynamic_cast<const CpuKvCache*>(p.cache);
-  if (cache == nullptr || cache->bf16() != bf16_cache()) {
+  if (cache == nullptr || cache->format() != kernels_.format) {
     return absl::InvalidArgumentError("Attention: cache was made by other Ops");
   }
   return attention_.Run(p, *cache);

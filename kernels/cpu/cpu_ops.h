@@ -33,7 +33,6 @@ class CpuOps : public ReferenceOps {
 
  private:
   CpuOps(const OpsOptions& options, const GemmKernels& kernels);
-  bool bf16_cache() const { return info_.kv_dtype == DType::kBF16; }
   // Runs body(row, thread) for rows; on one thread where the work is small.
   template <typename Body>
   void ForRows(int64_t rows, int64_t elements_per_row, Body&& body);

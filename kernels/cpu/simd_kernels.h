@@ -72,8 +72,7 @@ static constexpr int TileBegin(int rows, int num_tiles, int max_tile_rows, bool 
   return t * max_tile_rows < rows ? t * max_tile_rows : rows;
 }
 
-// ---- Elementwise, AVX2
-// ----------------------------------------------------------------------------------------
+// ---- Elementwise, AVX2 ------------------------------------------------------------------------------------
 
 // residual += add (may be null).
 void Avx2Add(float* residual, const float* add, int64_t n);
@@ -86,34 +85,55 @@ void Avx2FindMax(const float* logits, int64_t n, float* max, int64_t* index, boo
 void Avx2ExpWeights(const float* logits, int64_t n, float max, float temperature, float* weights);
 double Avx2SumBlock(const float* weights, int64_t n);
 
-// ---- Attention, AVX2
-// ------------------------------------------------------------------------------------------
+// ---- Attention --------------------------------------------------------------------------------------------
 
-// A chunk of at most 256 keys for a set of query vectors that share a KV head. Keys come in blocks; of a
-// block's keys [panels of 16 keys][key_dim][16], of its values [panels of 16 channels][value_rows][16].
-struct AttentionChunkParams {
-  bool bf16;  // the cache's type; else fp32
+inline constexpr int kScoreStride = 256 + kPanel;
+
+// A chunk of at most 256 keys for a set of query vectors that share a KV head, and the running results of
+// these vectors that it joins. A vector's arithmetic is a function of itself and the keys it sees: the
+// vectors beside it only share loads. "Padded" vectors: rounded up to whole tiles of packed rows.
+struct AttentionVectors {
   int num_vectors;
-  const float* q;  // packed by the F32 kernels' pack in balanced tiles, depth key_dim rounded up to 8
-  int key_dim;
-  int value_panels;           // ceil(value channels / 16)
-  int block_keys;             // keys of a block, a multiple of 16
-  int value_rows;             // keys that a panel of values holds, at least block_keys
-  const void* const* keys;    // [blocks]
-  const void* const* values;  // [blocks]
-  const int* num_keys;        // [num_vectors] keys each vector sees in this chunk, 1..256
+  const void* q;        // packed rows: by kAvx2GemmF32.pack in balanced tiles, or by kAmxGemmBf16.pack
+  int64_t key_depth;    // k of packed q
+  int value_panels;     // ceil(value channels / 16)
+  const int* num_keys;  // [num_vectors] keys each vector sees in this chunk, 1..256
   float scale;
   bool first;  // the first chunk of these vectors: sets the results below instead of joining them
   // Scratch.
-  float* scores;   // [num_vectors, 256 + 16]
-  float* weights;  // [num_vectors * 256]
-  float* partial;  // [num_vectors, value_panels * 16]
+  float* scores;   // [padded vectors, kScoreStride]
+  void* weights;   // [padded vectors * 256] fp32
+  float* partial;  // [padded vectors, value_panels * 16]
   // Running results.
   float* max;  // [num_vectors]
   float* sum;  // [num_vectors]
   float* out;  // [num_vectors, value_panels * 16], not yet divided by sum
 };
-void Avx2AttentionChunk(const AttentionChunkParams& params);
+
+// Keys come in blocks: of a block's keys [panels of 16 keys][key_dim][16], of its values [panels of 16
+// channels] [value_rows][16].
+struct Avx2AttentionChunkParams {
+  AttentionVectors v;
+  bool bf16;  // the cache's type; else fp32
+  int key_dim;
+  int block_keys;             // keys of a block, a multiple of 16
+  int value_rows;             // keys that a panel of values holds, at least block_keys
+  const void* const* keys;    // [blocks]
+  const void* const* values;  // [blocks]
+};
+void Avx2AttentionChunk(const Avx2AttentionChunkParams& params);
+
+// Keys come in AMX panels of 16 keys, values in tiles of 32 keys (pairs of keys, of each the 16 channels).
+// Tiles of values are zero for keys that no vector sees.
+struct AmxAttentionChunkParams {
+  AttentionVectors v;
+  const uint16_t* const* keys;    // [ceil(keys / 16)]
+  const uint16_t* const* values;  // [ceil(keys / 32)] tile of the first 16 channels
+  const int64_t* value_strides;   // [ceil(keys / 32)] elements from one 16 channels to the next
+};
+// Between kAmxGemmBf16.begin_task(num_vectors) and end_task.
+void AmxAttentionChunk(const AmxAttentionChunkParams& params);
+
 // y = x / sum.
 void Avx2Divide(const float* x, float sum, int64_t n, float* y);
 

@@ -80,12 +80,20 @@ void RotateHead(const HostRopeTable& table, int64_t position, float* x) {
   const int half = table.rotary_dim() / 2;
   const float* cos = table.cos(position);
   const float* sin = table.sin(position);
+  if (table.interleaved()) {
+    for (int i = 0; i < half; ++i) {
+      const float a = x[2 * i], b = x[2 * i + 1];
+      x[2 * i] = a * cos[i] - b * sin[i];
+      x[2 * i + 1] = b * cos[i] + a * sin[i];
+    }
+    return;
+  }
+  float* __restrict low = x;
+  float* __restrict high = x + half;
   for (int i = 0; i < half; ++i) {
-    float& a = table.interleaved() ? x[2 * i] : x[i];
-    float& b = table.interleaved() ? x[2 * i + 1] : x[i + half];
-    const float a0 = a;
-    a = a0 * cos[i] - b * sin[i];
-    b = b * cos[i] + a0 * sin[i];
+    const float a = low[i], b = high[i];
+    low[i] = a * cos[i] - b * sin[i];
+    high[i] = b * cos[i] + a * sin[i];
   }
 }
 

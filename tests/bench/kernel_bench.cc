@@ -152,8 +152,8 @@ class Bench {
 
   // SmolLM2-135M's heads: 9 query heads on 3 KV heads of 64 channels.
   void Attention(int64_t sequences, int64_t rows, int64_t length) {
-    const KvCacheShape shape = {1, 3, 64, 64, 16};
-    const int64_t blocks = (length + 15) / 16;
+    const KvCacheShape shape = {1, 3, 64, 64, 32};
+    const int64_t blocks = (length + 31) / 32;
     auto cache = OrDie(ops_->CreateKvCache(shape, blocks * sequences));
     auto table = OrDie(ops_->MakeRopeTable({10000.0, 64, false, {}, 1.0f}, length));
     const std::vector<int32_t> kv_head_of = {0, 0, 0, 1, 1, 1, 2, 2, 2};
@@ -167,7 +167,7 @@ class Bench {
       for (int64_t b = 0; b < blocks; ++b) block_tables[s].push_back(static_cast<int32_t>(s * blocks + b));
       for (int64_t p = 0; p < length; ++p) {
         positions[p] = static_cast<int32_t>(p);
-        slots[p] = s * blocks * 16 + p;
+        slots[p] = s * blocks * 32 + p;
       }
       store.q = {q.data(), length, 576, 576};
       store.k = {k.data(), length, 192, 192};

@@ -128,13 +128,14 @@ std::vector<int64_t> EvenCuts(int64_t k, int64_t unit, int num_shards) {
 
 // A sequence's attention outputs, its rows cut into calls of the given sizes (the last repeats), block ids
 // shuffled by `seed`.
-std::vector<float> AttendInCalls(Ops& ops, int64_t length, const std::vector<int64_t>& sizes, uint32_t seed) {
+std::vector<float> AttendInCalls(Ops& ops, int64_t length, const std::vector<int64_t>& sizes, uint32_t seed,
+                                 int block_size) {
   const std::vector<int32_t> kv_head_of = {0, 0, 0, 1, 1};
-  const KvCacheShape shape = {1, 2, 32, 48, 16};
+  const KvCacheShape shape = {1, 2, 40, 48, block_size};
   Random data(3);
-  const std::vector<float> q = data.Normal(length * 5 * 32), k = data.Normal(length * 2 * 32),
+  const std::vector<float> q = data.Normal(length * 5 * 40), k = data.Normal(length * 2 * 40),
                            v = data.Normal(length * 2 * 48);
-  const int64_t num_blocks = (length + 15) / 16 + 2;
+  const int64_t num_blocks = (length + block_size - 1) / block_size + 2;
   std::vector<int32_t> table(static_cast<size_t>(num_blocks));
   std::iota(table.begin(), table.end(), 0);
   Random order(seed);
@@ -145,8 +146,8 @@ std::vector<float> AttendInCalls(Ops& ops, int64_t length, const std::vector<int
   for (int64_t begin = 0; begin < length; ++call) {
     const int64_t end = std::min(length, begin + sizes[std::min(call, sizes.size() - 1)]);
     const std::vector<float> rotated =
-        kv.Store(0, 5, Rows(q, 5 * 32, begin, end), Rows(k, 64, begin, end), Rows(v, 96, begin, end),
-                 Positions(begin, end), SlotsOf(table, 16, begin, end));
+        kv.Store(0, 5, Rows(q, 5 * 40, begin, end), Rows(k, 80, begin, end), Rows(v, 96, begin, end),
+                 Positions(begin, end), SlotsOf(table, block_size, begin, end));
     const std::vector<float> out = kv.Attend(0, kv_head_of, rotated, begin, end - begin, table);
     result.insert(result.end(), out.begin(), out.end());
     begin = end;
@@ -156,13 +157,16 @@ std::vector<float> AttendInCalls(Ops& ops, int64_t length, const std::vector<int
 
 AssertionResult AttentionIsInvariant(Ops& ops) {
   const int64_t length = 530;  // beyond two chunks
-  const std::vector<float> whole = AttendInCalls(ops, length, {length}, 1);
+  const std::vector<float> whole = AttendInCalls(ops, length, {length}, 1, 32);
   const std::vector<std::vector<int64_t>> cuts = {{1},  {256, 256, 18}, {255, 2, 100}, {7},
                                                   {64}, {500, 1},       {33, 1, 200}};
-  for (size_t i = 0; i < cuts.size(); ++i) {
-    if (!SameBits(whole, AttendInCalls(ops, length, cuts[i], 2 + static_cast<uint32_t>(i)))) {
-      return AssertionFailure() << "attention differs when its rows come in calls of " << cuts[i][0]
-                                << ", ...";
+  for (const int block_size : {32, 1, 8, 16, 256}) {
+    for (size_t i = 0; i < cuts.size(); ++i) {
+      if (block_size != 32 && i % 3 != 1) continue;
+      if (!SameBits(whole, AttendInCalls(ops, length, cuts[i], 2 + static_cast<uint32_t>(i), block_size))) {
+        return AssertionFailure() << "attention differs when its rows come in calls of " << cuts[i][0]
+                                  << ", ..., in blocks of " << block_size;
+      }
     }
   }
   return AssertionSuccess();
@@ -221,7 +225,7 @@ TEST_P(InvarianceTest, Attention) { EXPECT_TRUE(AttentionIsInvariant(*Make())); 
 TEST_P(InvarianceTest, NumberOfThreads) {
   const auto run = [&](int threads) {
     auto ops = Make(threads);
-    std::vector<float> result = AttendInCalls(*ops, 300, {280, 1}, 9);
+    std::vector<float> result = AttendInCalls(*ops, 300, {280, 1}, 9, 32);
     Random random(8);
     const std::vector<float> w = random.Normal(200 * 576), x = random.Normal(70 * 576);
     const std::vector<float> sums = MergedSums(*ops, w, 200, 576, EvenCuts(576, 64, 8), 1, x, 70);

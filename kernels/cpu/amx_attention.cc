@@ -1,0 +1,195 @@
+// One chunk of attention with AMX and AVX-512: queries, keys, weights and values in bf16, sums in fp32.
+//
+// A score is a chain of tile products over the channels, an output one over tiles of 32 keys. Keys that a
+// vector does not see have weight 0, and what they are multiplied with is finite: they change nothing.
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels/cpu/simd_kernels.h"
+#include "kernels/exp_constants.h"
+
+namespace phalanx {
+namespace {
+
+constexpr int kTileRows = 16;
+constexpr int kTileK = 32;
+constexpr int kChunk = 256;
+
+// Exp of numeric.h.
+inline __m512 Exp16(__m512 x) {
+  const __mmask16 zero = _mm512_cmp_ps_mask(x, _mm512_set1_ps(kExpLowest), _CMP_LT_OQ);
+  x = _mm512_min_ps(_mm512_set1_ps(kExpHighest), x);  // operand order: a NaN in x stays
+  const __m512 round = _mm512_set1_ps(kExpRound);
+  const __m512 shifted = _mm512_fmadd_ps(x, _mm512_set1_ps(kExpLog2e), round);
+  const __m512 n = _mm512_sub_ps(shifted, round);
+  __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-kExpLn2High), x);
+  r = _mm512_fmadd_ps(n, _mm512_set1_ps(-kExpLn2Low), r);
+  __m512 p = _mm512_set1_ps(kExpC[0]);
+  for (int i = 1; i < 6; ++i) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(kExpC[i]));
+  p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.0f));
+  __m512i e = _mm512_sub_epi32(_mm512_castps_si512(shifted), _mm512_castps_si512(round));
+  e = _mm512_slli_epi32(_mm512_add_epi32(e, _mm512_set1_epi32(127)), 23);
+  return _mm512_maskz_mul_ps(static_cast<__mmask16>(~zero), p, _mm512_castsi512_ps(e));
+}
+
+inline __mmask16 FirstLanes(int n) { return n >= 16 ? 0xffff : static_cast<__mmask16>((1u << n) - 1); }
+
+// What a pair of row tiles and a pair of panels of weights make: tiles 0..3 sums, 4 and 5 rows, 6 and 7
+// weights.
+struct Sums {
+  float* c;
+  int64_t stride;  // bytes
+  bool two_rows, two_panels;
+};
+
+inline void Zero(const Sums& s) {
+  _tile_zero(0);
+  if (s.two_panels) _tile_zero(1);
+  if (s.two_rows) _tile_zero(2);
+  if (s.two_rows && s.two_panels) _tile_zero(3);
+}
+
+inline void Add(const Sums& s, const uint16_t* a0, const uint16_t* a1, const uint16_t* w0,
+                const uint16_t* w1) {
+  _tile_loadd(4, a0, 64);
+  _tile_loadd(6, w0, 64);
+  _tile_dpbf16ps(0, 4, 6);
+  if (s.two_panels) {
+    _tile_loadd(7, w1, 64);
+    _tile_dpbf16ps(1, 4, 7);
+  }
+  if (!s.two_rows) return;
+  _tile_loadd(5, a1, 64);
+  _tile_dpbf16ps(2, 5, 6);
+  if (s.two_panels) _tile_dpbf16ps(3, 5, 7);
+}
+
+inline void Store(const Sums& s) {
+  char* c = reinterpret_cast<char*>(s.c);
+  _tile_stored(0, c, s.stride);
+  if (s.two_panels) _tile_stored(1, c + 64, s.stride);
+  if (s.two_rows) _tile_stored(2, c + kTileRows * s.stride, s.stride);
+  if (s.two_rows && s.two_panels) _tile_stored(3, c + kTileRows * s.stride + 64, s.stride);
+}
+
+void Scores(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, int tile_rows) {
+  const auto* q = static_cast<const uint16_t*>(c.v.q);
+  const int panels = (num_keys + kPanel - 1) / kPanel;
+  const int64_t row_tile = static_cast<int64_t>(kTileRows) * c.v.key_depth;
+  for (int r = 0; r < row_tiles; r += 2) {
+    for (int p = 0; p < panels; p += 2) {
+      const Sums s = {c.v.scores + r * kTileRows * kScoreStride + p * kPanel, kScoreStride * 4,
+                      r + 1 < row_tiles, p + 1 < panels};
+      Zero(s);
+      for (int64_t d = 0; d < c.v.key_depth; d += kTileK) {
+        const uint16_t* a = q + r * row_tile + d * tile_rows;
+        Add(s, a, a + row_tile, c.keys[p] + d * kPanel, s.two_panels ? c.keys[p + 1] + d * kPanel : nullptr);
+      }
+      Store(s);
+    }
+  }
+}
+
+// The weights of vector v, rounded to bf16, as a row of a packed tile; zeros up to `padded` keys. Returns
+// their sum.
+float Softmax(const AmxAttentionChunkParams& c, int v, int padded, uint16_t* row, int tile_rows,
+              float* max_out) {
+  const float* scores = c.v.scores + v * kScoreStride;
+  const int n = c.v.num_keys[v];
+  const __m512 scale = _mm512_set1_ps(c.v.scale);
+  __m512 best = _mm512_set1_ps(-INFINITY);
+  for (int j = 0; j < n; j += 16) {
+    const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(scores + j), scale);
+    best = _mm512_mask_max_ps(best, FirstLanes(n - j), best, x);
+  }
+  const float max = _mm512_reduce_max_ps(best);
+  __m512 sum = _mm512_setzero_ps();
+  for (int j = 0; j < padded; j += 16) {
+    __m256i rounded = _mm256_setzero_si256();
+    if (j < n) {
+      const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(scores + j), scale);
+      const __m512 e = _mm512_maskz_mov_ps(FirstLanes(n - j), Exp16(_mm512_sub_ps(x, _mm512_set1_ps(max))));
+      const __m256bh bf = _mm512_cvtneps_pbh(e);
+      memcpy(&rounded, &bf, sizeof(rounded));
+      sum = _mm512_add_ps(sum, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16)));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + j / kTileK * kTileK * tile_rows + j % kTileK),
+                        rounded);
+  }
+  *max_out = max;
+  return _mm512_reduce_add_ps(sum);
+}
+
+void Values(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, int tile_rows) {
+  const auto* weights = static_cast<const uint16_t*>(c.v.weights);
+  const int key_tiles = (num_keys + kTileK - 1) / kTileK;
+  const int64_t width = static_cast<int64_t>(c.v.value_panels) * kPanel;
+  constexpr int64_t kRowTile = static_cast<int64_t>(kTileRows) * kChunk;
+  for (int r = 0; r < row_tiles; r += 2) {
+    for (int p = 0; p < c.v.value_panels; p += 2) {
+      const Sums s = {c.v.partial + r * kTileRows * width + p * kPanel, width * 4, r + 1 < row_tiles,
+                      p + 1 < c.v.value_panels};
+      Zero(s);
+      for (int k = 0; k < key_tiles; ++k) {
+        const uint16_t* a = weights + r * kRowTile + static_cast<int64_t>(k) * tile_rows * kTileK;
+        const uint16_t* w = c.values[k] + p * c.value_strides[k];
+        Add(s, a, a + kRowTile, w, w + c.value_strides[k]);
+      }
+      Store(s);
+    }
+  }
+}
+
+// Joins the chunk's partial result of vector v to the running one, left to right.
+void Join(const AttentionVectors& p, int v, float chunk_max, float chunk_sum) {
+  const int64_t width = static_cast<int64_t>(p.value_panels) * kPanel;
+  const float* partial = p.partial + v * width;
+  float* out = p.out + v * width;
+  // Adding +0 makes a -0 one: which zero a sum ends with could depend on keys of weight 0.
+  const __m512 zero = _mm512_setzero_ps();
+  if (p.first) {
+    p.max[v] = chunk_max;
+    p.sum[v] = chunk_sum;
+    for (int64_t d = 0; d < width; d += 16)
+      _mm512_storeu_ps(out + d, _mm512_add_ps(_mm512_loadu_ps(partial + d), zero));
+    return;
+  }
+  const float max = p.max[v] > chunk_max ? p.max[v] : chunk_max;
+  const __m512 old_factor = Exp16(_mm512_set1_ps(p.max[v] - max));
+  const __m512 chunk_factor = Exp16(_mm512_set1_ps(chunk_max - max));
+  p.max[v] = max;
+  p.sum[v] = p.sum[v] * _mm512_cvtss_f32(old_factor) + chunk_sum * _mm512_cvtss_f32(chunk_factor);
+  for (int64_t d = 0; d < width; d += 16) {
+    const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(out + d), old_factor);
+    const __m512 part = _mm512_add_ps(_mm512_loadu_ps(partial + d), zero);
+    _mm512_storeu_ps(out + d, _mm512_fmadd_ps(part, chunk_factor, scaled));
+  }
+}
+
+}  // namespace
+
+void AmxAttentionChunk(const AmxAttentionChunkParams& c) {
+  const int row_tiles = NumTiles(c.v.num_vectors, kTileRows);
+  const int tile_rows = row_tiles == 1 ? c.v.num_vectors : kTileRows;
+  int num_keys = 0;
+  for (int v = 0; v < c.v.num_vectors; ++v)
+    num_keys = c.v.num_keys[v] > num_keys ? c.v.num_keys[v] : num_keys;
+  const int padded = (num_keys + kTileK - 1) / kTileK * kTileK;
+  Scores(c, num_keys, row_tiles, tile_rows);
+  float max[64], sum[64];
+  for (int v = 0; v < row_tiles * tile_rows; ++v) {
+    uint16_t* row = static_cast<uint16_t*>(c.v.weights) +
+                    static_cast<int64_t>(v / kTileRows) * kTileRows * kChunk + v % kTileRows * kTileK;
+    if (v < c.v.num_vectors) {
+      sum[v] = Softmax(c, v, padded, row, tile_rows, &max[v]);
+    } else {  // a row that fills the last tile
+      for (int k = 0; k < padded; k += kTileK) memset(row + k * tile_rows, 0, kTileK * sizeof(uint16_t));
+    }
+  }
+  Values(c, num_keys, row_tiles, tile_rows);
+  for (int v = 0; v < c.v.num_vectors; ++v) Join(c.v, v, max[v], sum[v]);
+}
+
+}  // namespace phalanx
