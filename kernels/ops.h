@@ -43,8 +43,7 @@ class Buffer {
   virtual int64_t bytes() const = 0;
 };
 
-// ---- Weights
-// -------------------------------------------------------------------------------------------------
+// ---- Weights ------------------------------------------------------------------------------------
 
 // A matrix [rows, cols] as it lies in a file: row-major in `dtype`, blocks along cols. Host memory (a
 // mapping).
@@ -129,8 +128,7 @@ struct RouteParams {
   float* weights = nullptr;       // out [T, top_k], of ids
 };
 
-// ---- Elementwise
-// ---------------------------------------------------------------------------------------------
+// ---- Elementwise --------------------------------------------------------------------------------
 
 // x[t] = table row of token t. A token is a literal id, or an id sampled by the step before, still on the
 // device.
@@ -161,8 +159,7 @@ struct SwiGluParams {
   Matrix y;        // [T, F]
 };
 
-// ---- Attention
-// -----------------------------------------------------------------------------------------------
+// ---- Attention ----------------------------------------------------------------------------------
 
 // cos and sin of one RoPE mode for positions [0, num_positions), made once from a RopeConfig.
 class RopeTable {
@@ -228,8 +225,7 @@ struct AttentionParams {
   Matrix out;                                // [T, H * value_dim (or latent_value_dim)]
 };
 
-// ---- Sampling
-// ------------------------------------------------------------------------------------------------
+// ---- Sampling -----------------------------------------------------------------------------------
 
 // How one row of logits becomes a token. Order: logits / temperature, top-k, top-p, draw.
 struct SampleRow {
@@ -265,8 +261,7 @@ struct SampleParams {
   float* top_logprobs = nullptr;     // out, likewise
 };
 
-// ---- The interface
-// -------------------------------------------------------------------------------------------
+// ---- The interface ------------------------------------------------------------------------------
 
 enum class CopyKind { kToDevice, kToHost, kOnDevice };
 

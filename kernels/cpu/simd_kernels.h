@@ -72,7 +72,7 @@ static constexpr int TileBegin(int rows, int num_tiles, int max_tile_rows, bool 
   return t * max_tile_rows < rows ? t * max_tile_rows : rows;
 }
 
-// ---- Elementwise, AVX2 ------------------------------------------------------------------------------------
+// ---- Elementwise, AVX2 --------------------------------------------------------------------------
 
 // residual += add (may be null).
 void Avx2Add(float* residual, const float* add, int64_t n);
@@ -85,7 +85,7 @@ void Avx2FindMax(const float* logits, int64_t n, float* max, int64_t* index, boo
 void Avx2ExpWeights(const float* logits, int64_t n, float max, float temperature, float* weights);
 double Avx2SumBlock(const float* weights, int64_t n);
 
-// ---- Attention --------------------------------------------------------------------------------------------
+// ---- Attention ----------------------------------------------------------------------------------
 
 inline constexpr int kScoreStride = 256 + kPanel;
 

@@ -19,8 +19,7 @@ using testing::AssertionFailure;
 using testing::AssertionResult;
 using testing::AssertionSuccess;
 
-// ---- The properties
-// -------------------------------------------------------------------------------------------
+// ---- The properties -----------------------------------------------------------------------------
 
 // run(begin, end) computes rows [begin, end) of a fixed input in one call and returns their outputs, `cols`
 // wide. Each row must have the same bits alone and in any batch at any place.
@@ -172,8 +171,7 @@ AssertionResult AttentionIsInvariant(Ops& ops) {
   return AssertionSuccess();
 }
 
-// ---- Every rung keeps them
-// ------------------------------------------------------------------------------------
+// ---- Every rung keeps them ----------------------------------------------------------------------
 
 class InvarianceTest : public testing::TestWithParam<RungCase> {
  protected:
@@ -316,8 +314,7 @@ TEST_P(InvarianceTest, MatmulDoesNotDependOnThePlaceOfAnOutput) {
 
 INSTANTIATE_TEST_SUITE_P(Rungs, InvarianceTest, testing::ValuesIn(RungCases()), RungCaseName);
 
-// ---- Planted faults
-// -------------------------------------------------------------------------------------------
+// ---- Planted faults -----------------------------------------------------------------------------
 
 struct FaultyWeight : PackedWeight {
   int64_t n() const override { return rows; }
