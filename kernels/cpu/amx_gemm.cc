@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels/cpu/avx2_math.h"
 #include "kernels/cpu/simd_kernels.h"
 
 namespace phalanx {
@@ -57,6 +58,28 @@ void PackRows(const float* x, int64_t stride, int rows, int tile_rows, int64_t d
       }
       const __m512bh both = _mm512_cvtne2ps_pbh(b, a);
       memcpy(out + i * kTileK, &both, sizeof(both));
+    }
+  }
+}
+
+// Pairs of k become words, words of 16 outputs are transposed.
+// source: Intel SDM, TDPBF16PS: of the second operand, row r holds the pairs k = 2r, 2r + 1.
+void PackWeights(const float* rows, int64_t stride, int64_t depth, void* panel) {
+  auto* out = static_cast<uint16_t*>(panel);
+  for (int64_t k = 0; k < depth; k += 16) {
+    const int64_t left = depth - k;
+    const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+    for (int half = 0; half < 2; ++half) {
+      __m256 words[8];
+      for (int j = 0; j < 8; ++j) {
+        const __m512 x = _mm512_maskz_loadu_ps(mask, rows + (half * 8 + j) * stride + k);
+        const __m256bh rounded = _mm512_cvtneps_pbh(x);
+        memcpy(&words[j], &rounded, sizeof(rounded));
+      }
+      Transpose8(words);
+      for (int pair = 0; pair < 8 && 2 * pair < left; ++pair) {
+        memcpy(out + (k / 2 + pair) * 2 * kPanel + half * kPanel, &words[pair], sizeof(__m256));
+      }
     }
   }
 }
@@ -189,6 +212,7 @@ const GemmKernels kAmxGemmBf16 = {.format = PanelFormat::kAmxBf16,
                                   .deep_block_panels = 16,
                                   .shallow_k = kShallow,
                                   .pack = PackRows,
+                                  .pack_weights = PackWeights,
                                   .product = PanelProduct,
                                   .begin_task = BeginTask,
                                   .end_task = EndTask};

@@ -1,6 +1,7 @@
 // Products of packed rows and panels with AVX2 and FMA.
 #include <string.h>
 
+#include "kernels/cpu/avx2_math.h"
 #include "kernels/cpu/avx2_product.h"
 #include "kernels/cpu/simd_kernels.h"
 
@@ -18,6 +19,41 @@ void PackRows(const float* x, int64_t stride, int rows, int, int64_t depth, void
         for (int j = 0; j < 8; ++j) out[j] = k + j < depth ? from[j] : 0.0f;
       }
     }
+  }
+}
+
+// The bits of bf16 in the upper half of each lane, rounded to nearest even; what is below is to be dropped.
+inline __m256i RoundUpperHalf(__m256 x) {
+  const __m256i u = _mm256_castps_si256(x);
+  const __m256i even = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff)));
+  const __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
+  return _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+}
+
+inline void StorePanelRow(__m256 low, __m256 high, float* panel) {
+  _mm256_storeu_ps(panel, low);
+  _mm256_storeu_ps(panel + 8, high);
+}
+inline void StorePanelRow(__m256 low, __m256 high, uint16_t* panel) {
+  const __m256i upper =
+      _mm256_and_si256(RoundUpperHalf(high), _mm256_set1_epi32(static_cast<int>(0xffff0000u)));
+  const __m256i both = _mm256_or_si256(_mm256_srli_epi32(RoundUpperHalf(low), 16), upper);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(panel), both);
+}
+
+template <typename W>
+void PackWeights(const float* rows, int64_t stride, int64_t depth, void* panel) {
+  auto* out = static_cast<W*>(panel);
+  for (int64_t k = 0; k < depth; k += 8) {
+    __m256 low[8], high[8];
+    for (int j = 0; j < 8; ++j) {
+      low[j] = LoadFirst(rows + j * stride + k, depth - k);
+      high[j] = LoadFirst(rows + (j + 8) * stride + k, depth - k);
+    }
+    Transpose8(low);
+    Transpose8(high);
+    for (int i = 0; i < 8 && k + i < depth; ++i) StorePanelRow(low[i], high[i], out + (k + i) * kPanel);
   }
 }
 
@@ -68,6 +104,7 @@ const GemmKernels kAvx2GemmF32 = {.format = PanelFormat::kF32,
                                   .deep_block_panels = 8,
                                   .shallow_k = kSlice<float>,
                                   .pack = PackRows,
+                                  .pack_weights = PackWeights<float>,
                                   .product = Product<float>,
                                   .begin_task = nullptr,
                                   .end_task = nullptr};
@@ -83,6 +120,7 @@ const GemmKernels kAvx2GemmBf16 = {.format = PanelFormat::kBf16,
                                    .deep_block_panels = 8,
                                    .shallow_k = kSlice<uint16_t>,
                                    .pack = PackRows,
+                                   .pack_weights = PackWeights<uint16_t>,
                                    .product = Product<uint16_t>,
                                    .begin_task = nullptr,
                                    .end_task = nullptr};

@@ -5,35 +5,11 @@
 
 #include "base/status_macros.h"
 #include "kernels/dequantize.h"
-#include "kernels/numeric.h"
 
 namespace phalanx {
 namespace {
 
 int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-// Packs the 16 outputs of a panel, fp32 [16][depth], as k in [begin, begin + depth) of it.
-void InterleaveF32(const float* rows, int64_t stride, int64_t depth, float* panel) {
-  for (int64_t k = 0; k < depth; ++k) {
-    for (int j = 0; j < kPanel; ++j) panel[k * kPanel + j] = rows[j * stride + k];
-  }
-}
-
-void InterleaveBf16(const float* rows, int64_t stride, int64_t depth, uint16_t* panel) {
-  for (int64_t k = 0; k < depth; ++k) {
-    for (int j = 0; j < kPanel; ++j) {
-      panel[k * kPanel + Bf16PanelPlace(j)] = Bf16FromFloat(rows[j * stride + k]);
-    }
-  }
-}
-
-// source: Intel SDM, TDPBF16PS: of the second operand, row r holds the pairs k = 2r, 2r + 1.
-void InterleaveAmx(const float* rows, int64_t stride, int64_t depth, uint16_t* panel) {
-  for (int64_t k = 0; k < depth; ++k) {
-    uint16_t* pair = panel + k / 2 * 2 * kPanel + k % 2;
-    for (int j = 0; j < kPanel; ++j) pair[2 * j] = Bf16FromFloat(rows[j * stride + k]);
-  }
-}
 
 }  // namespace
 
@@ -72,7 +48,7 @@ absl::StatusOr<std::unique_ptr<CpuWeight>> CpuWeight::Pack(const GemmKernels& ke
 
 void CpuWeight::PackPanel(const PackWeightParams& p, int panel, float* scratch) {
   const int64_t first = int64_t{panel} * kPanel;
-  std::fill_n(scratch, kPanel * k_, 0.0f);
+  if (first + kPanel > n_) std::fill_n(scratch, kPanel * k_, 0.0f);
   int64_t piece_begin = 0;
   for (const WeightPiece& piece : p.pieces) {
     const int64_t begin = std::max(first, piece_begin);
@@ -86,19 +62,8 @@ void CpuWeight::PackPanel(const PackWeightParams& p, int panel, float* scratch) 
     piece_begin += piece.rows.size();
   }
   for (const Segment& s : segments_) {
-    void* to = const_cast<char*>(this->panel(panel, s.weight_begin));
-    const float* from = scratch + s.x_begin;
-    switch (kernels_->format) {
-      case PanelFormat::kF32:
-        InterleaveF32(from, k_, s.depth, static_cast<float*>(to));
-        break;
-      case PanelFormat::kBf16:
-        InterleaveBf16(from, k_, s.depth, static_cast<uint16_t*>(to));
-        break;
-      case PanelFormat::kAmxBf16:
-        InterleaveAmx(from, k_, s.depth, static_cast<uint16_t*>(to));
-        break;
-    }
+    kernels_->pack_weights(scratch + s.x_begin, k_, s.depth,
+                           const_cast<char*>(this->panel(panel, s.weight_begin)));
   }
 }
 

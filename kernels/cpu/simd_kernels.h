@@ -52,6 +52,9 @@ struct GemmKernels {
   // k_unit) of a tile of tile_rows rows. The padding is zero or never read.
   void (*pack)(const float* x, int64_t stride, int rows, int tile_rows, int64_t depth, void* tile,
                int64_t begin);
+  // Packs 16 outputs, fp32 rows of `depth` k, as the first `depth` k of a panel (rounding as its format
+  // wants).
+  void (*pack_weights)(const float* rows, int64_t stride, int64_t depth, void* panel);
   void (*product)(const PanelProductParams& params);
   // Around the products of one task on a thread; null where there is nothing to do.
   void (*begin_task)(int rows);
