@@ -274,6 +274,22 @@ struct OpsInfo {
   int kernel_version = 0;  // raised whenever a kernel's bits change
 };
 
+// What every backend refuses before it does anything: InvalidArgument naming the call, the field, its value
+// and what would be right (kernels/validate.cc). Touches no device memory.
+absl::Status Validate(const PackWeightParams& params);
+absl::Status Validate(const RopeConfig& config, int64_t num_positions);
+absl::Status Validate(const KvCacheShape& shape, int64_t num_blocks);
+absl::Status Validate(const EmbedParams& params);
+absl::Status Validate(const RmsNormParams& params);
+absl::Status Validate(const MatmulParams& params);
+absl::Status Validate(const ShardedMatmulParams& params);
+absl::Status Validate(const SwiGluParams& params);
+absl::Status Validate(const RopeStoreKvParams& params);
+absl::Status Validate(const AttentionParams& params);
+absl::Status Validate(const RouteParams& params);
+absl::Status Validate(const GroupedMatmulParams& params);
+absl::Status Validate(const SampleParams& params);
+
 class Ops {
  public:
   virtual ~Ops() = default;
