@@ -22,9 +22,17 @@ absl::Status CheckAddress(const std::string& address) {
       "--listen is '", address, "'; it must be HOST:PORT with a port of 0 to 65535 (0: any free)"));
 }
 
+constexpr double kMaxSeconds = 1e6;
+
 absl::Status AtLeast(const char* flag, double value, double least) {
   if (std::isfinite(value) && value >= least) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(flag, " is ", value, "; it must be at least ", least));
+}
+
+absl::Status Seconds(const char* flag, double value, double least) {
+  if (value >= least && value <= kMaxSeconds) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(flag, " is ", value, "; it must be ", least, " to ", kMaxSeconds, " seconds"));
 }
 
 }  // namespace
@@ -49,17 +57,21 @@ absl::Status Config::Validate() {
   PHX_RETURN_IF_ERROR(AtLeast("--max-tokens-default", max_tokens_default, 1));
   PHX_RETURN_IF_ERROR(AtLeast("--max-in-flight", static_cast<double>(max_in_flight), 1));
   PHX_RETURN_IF_ERROR(AtLeast("--max-unsent", static_cast<double>(max_unsent), 1));
-  PHX_RETURN_IF_ERROR(AtLeast("--heartbeat-interval", heartbeat_interval_s, 0.01));
-  PHX_RETURN_IF_ERROR(AtLeast("--load-timeout", load_timeout_s, 1));
-  PHX_RETURN_IF_ERROR(AtLeast("--drain-grace", drain_grace_s, 0));
-  if (!(std::isfinite(heartbeat_timeout_s) && heartbeat_timeout_s >= 2 * heartbeat_interval_s)) {
+  PHX_RETURN_IF_ERROR(Seconds("--heartbeat-interval", heartbeat_interval_s, 0.01));
+  PHX_RETURN_IF_ERROR(Seconds("--load-timeout", load_timeout_s, 1));
+  PHX_RETURN_IF_ERROR(Seconds("--drain-grace", drain_grace_s, 0));
+  PHX_RETURN_IF_ERROR(Seconds("--heartbeat-timeout", heartbeat_timeout_s, 0));
+  if (heartbeat_timeout_s < 2 * heartbeat_interval_s) {
     return absl::InvalidArgumentError(absl::StrCat("--heartbeat-timeout is ", heartbeat_timeout_s,
                                                    "; it must be at least twice --heartbeat-interval (",
                                                    heartbeat_interval_s, ")"));
   }
-  if (model.path.empty() && !model.name.empty()) {
+  const ModelSpec none;
+  if (model.path.empty() && (model.name != none.name || model.tensor_parallel != none.tensor_parallel ||
+                             model.shards != none.shards || model.groups != none.groups ||
+                             model.context_length != none.context_length)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("--name is '", model.name, "', but --model names no file"));
+        "--name, --tp, --shards, --groups and --context describe --model, which names no file");
   }
   return absl::OkStatus();
 }

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "base/grpc_util.h"
 #include "coordinator/control_streams.h"
 #include "coordinator/convert.h"
@@ -33,6 +34,12 @@ grpc::ServerUnaryReactor* ClusterService::LoadModel(grpc::CallbackServerContext*
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   if (coordinator_->draining()) {
     reactor->Finish(grpc::Status(grpc::UNAVAILABLE, "the coordinator is shutting down"));
+    return reactor;
+  }
+  if (!v1::Compute_IsValid(request->spec().compute())) {
+    reactor->Finish(grpc::Status(grpc::StatusCode::INVALID_ARGUMENT,
+                                 absl::StrCat("spec.compute is ", static_cast<int>(request->spec().compute()),
+                                              "; it must be COMPUTE_FAST (1) or COMPUTE_FP32 (2)")));
     return reactor;
   }
   coordinator_->pool()->Post([this, reactor, response, spec = ToSpec(request->spec())]() mutable {

@@ -93,6 +93,7 @@ def test_limits_themselves_are_allowed(cluster):
     ({"path": "MODEL", "name": "b", "shards": 65}, "INVALID_ARGUMENT", "shards"),
     ({"path": "MODEL", "name": "b", "shards": -1}, "INVALID_ARGUMENT", "shards"),
     ({"path": "MODEL", "name": "b", "groups": -1}, "INVALID_ARGUMENT", "groups"),
+    ({"path": "MODEL", "name": "b", "compute": 7}, "INVALID_ARGUMENT", "compute"),
     ({"path": "MODEL", "name": "b", "context_length": -1}, "INVALID_ARGUMENT", "context_length"),
     ({"path": "MODEL", "name": "b", "context_length": 65537}, "INVALID_ARGUMENT", "context_length"),
 ])
