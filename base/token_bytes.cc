@@ -1,14 +1,15 @@
 #include "base/token_bytes.h"
 
 #include <algorithm>
-#include <array>
 #include <limits>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/byte_alphabet.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
+#include "base/tokenizer_json.h"
 
 namespace phalanx {
 namespace {
@@ -22,44 +23,6 @@ enum TokenType : int64_t {
   kUnused = 5,
   kByte = 6
 };
-
-// GPT-2's byte alphabet: printable Latin-1 bytes stand for themselves, the other 68 for U+0100 and up, in
-// order. Returns code point -> byte, -1 where a code point stands for none.
-constexpr int kAlphabetEnd = 0x100 + 68;
-std::array<int, kAlphabetEnd> ByteOfCodePoint() {
-  std::array<int, kAlphabetEnd> table;
-  table.fill(-1);
-  int next = 0x100;
-  for (int b = 0; b < 256; ++b) {
-    const bool printable = (b >= '!' && b <= '~') || (b >= 0xa1 && b <= 0xac) || b >= 0xae;
-    table[printable ? b : next++] = b;
-  }
-  return table;
-}
-
-// The bytes a piece in GPT-2's alphabet stands for. A piece with any other character stands for itself, as in
-// Hugging Face's byte-level decoder.
-std::string DecodePiece(std::string_view piece) {
-  static const std::array<int, kAlphabetEnd> kTable = ByteOfCodePoint();
-  std::string out;
-  out.reserve(piece.size());
-  for (size_t i = 0; i < piece.size();) {
-    // The alphabet ends below U+0800: one or two bytes a character.
-    const auto lead = static_cast<unsigned char>(piece[i]);
-    int code_point = -1;
-    if (lead < 0x80) {
-      code_point = lead;
-      i += 1;
-    } else if (lead >= 0xc2 && lead < 0xe0 && i + 1 < piece.size() &&
-               (static_cast<unsigned char>(piece[i + 1]) & 0xc0) == 0x80) {
-      code_point = (lead & 0x1f) << 6 | (static_cast<unsigned char>(piece[i + 1]) & 0x3f);
-      i += 2;
-    }
-    if (code_point < 0 || code_point >= kAlphabetEnd || kTable[code_point] < 0) return std::string(piece);
-    out.push_back(static_cast<char>(kTable[code_point]));
-  }
-  return out;
-}
 
 }  // namespace
 
@@ -86,7 +49,7 @@ absl::StatusOr<TokenBytes> TokenBytesFromGguf(const GgufFile& file) {
   for (size_t id = 0; id < tokens.size(); ++id) {
     switch (types[id]) {
       case kNormal:
-        table.bytes.push_back(DecodePiece(tokens[id]));
+        table.bytes.push_back(BytesOrPiece(tokens[id]));
         break;
       case kUnknown:
       case kControl:
@@ -102,6 +65,11 @@ absl::StatusOr<TokenBytes> TokenBytesFromGguf(const GgufFile& file) {
     table.is_control.push_back(types[id] != kNormal && types[id] != kUserDefined);
   }
   return table;
+}
+
+absl::StatusOr<TokenBytes> TokenBytesFromTokenizerJson(const std::string& directory) {
+  PHX_ASSIGN_OR_RETURN(const TokenizerJson json, ReadTokenizerJson(directory));
+  return TokenBytesOf(json);
 }
 
 StopMatcher::StopMatcher(std::vector<std::string> stops) {

@@ -23,6 +23,11 @@ struct TokenBytes {
 // (byte-level BPE); NotFound / InvalidArgument naming the key for missing or impossible entries.
 absl::StatusOr<TokenBytes> TokenBytesFromGguf(const GgufFile& file);
 
+// Reads `directory`/tokenizer.json, Hugging Face's format. Added tokens stand for their content; the special
+// ones of them are control tokens, as are ids below the vocabulary's size that the file gives no token (no
+// bytes). Errors as ReadTokenizerJson (base/tokenizer_json.h).
+absl::StatusOr<TokenBytes> TokenBytesFromTokenizerJson(const std::string& directory);
+
 // Finds the first occurrence of any of a set of byte strings in a stream fed in pieces: the one that ends
 // first, and of those that end together the longest, however the stream is cut. Feed returns what may be
 // passed on: bytes that can no longer be part of a match. Pure; linear in the stream for a bounded set.

@@ -4,10 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <functional>
 
 #include "tests/base/gguf_writer.h"
+#include "tests/testing/test_data.h"
 
 namespace phalanx {
 namespace {
@@ -158,10 +158,9 @@ TEST_F(ModelConfigTest, NamesMissingAndImpossibleKeys) {
 }
 
 TEST(RealModelTest, SmolLM2) {
-  const char* dir = std::getenv("PHALANX_TEST_DATA");
-  if (dir == nullptr)
-    GTEST_SKIP() << "PHALANX_TEST_DATA is not set to a folder with SmolLM2-135M-Instruct.Q4_1.gguf";
-  const auto file = GgufFile::Open(std::string(dir) + "/SmolLM2-135M-Instruct.Q4_1.gguf");
+  const auto path = FindTestData("SmolLM2-135M-Instruct.Q4_1.gguf");
+  if (!path) GTEST_SKIP() << MissingTestData("SmolLM2-135M-Instruct.Q4_1.gguf");
+  const auto file = GgufFile::Open(*path);
   ASSERT_TRUE(file.ok()) << file.status();
   EXPECT_EQ((*file)->tensors().size(), 272u);
   const auto config = ModelConfigFromGguf(**file);

@@ -89,13 +89,12 @@ def script_model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def smollm2():
-    folder = os.environ.get("PHALANX_TEST_DATA")
-    if not folder:
-        pytest.skip(f"PHALANX_TEST_DATA is not set: a folder with {SMOLLM2}")
-    path = pathlib.Path(folder) / SMOLLM2
-    if not path.is_file():
-        pytest.skip(f"no {SMOLLM2} in PHALANX_TEST_DATA={folder}")
-    return path
+    folders = os.environ.get("PHALANX_TEST_DATA", "")
+    for folder in filter(None, folders.split(":")):
+        path = pathlib.Path(folder) / SMOLLM2
+        if path.is_file():
+            return path
+    pytest.skip(f"no {SMOLLM2} in the folders of PHALANX_TEST_DATA={folders}")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tests/testing/test_data.h"
 #include "tests/worker/test_group.h"
 
 namespace phalanx {
@@ -31,20 +32,16 @@ struct Golden {
 const Golden& Data() {
   static const Golden* const data = [] {
     auto* golden = new Golden();
-    const char* folder = std::getenv("PHALANX_TEST_DATA");
-    if (folder == nullptr) {
-      golden->missing = "PHALANX_TEST_DATA is not set to a folder with SmolLM2-135M-Instruct.Q4_1.gguf";
-      return golden;
-    }
     std::ifstream json(PHALANX_SOURCE_DIR "/tests/golden/smollm2_reference.json");
     golden->reference = nlohmann::json::parse(json, nullptr, /*allow_exceptions=*/false);
     EXPECT_FALSE(golden->reference.is_discarded()) << "tests/golden/smollm2_reference.json is no JSON";
-    const std::string path = absl::StrCat(folder, "/", golden->reference["gguf"]["file"].get<std::string>());
-    if (!std::filesystem::exists(path)) {
-      golden->missing = absl::StrCat(path, " does not exist");
+    const auto name = golden->reference["gguf"]["file"].get<std::string>();
+    const std::optional<std::string> path = FindTestData(name);
+    if (!path) {
+      golden->missing = MissingTestData(name);
       return golden;
     }
-    absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(path);
+    absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(*path);
     EXPECT_TRUE(file.ok()) << file.status();
     if (file.ok()) golden->file = *std::move(file);
     return golden;

@@ -4,11 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "base/gguf.h"
+#include "tests/testing/test_data.h"
 
 namespace phalanx {
 namespace {
@@ -96,10 +96,9 @@ TEST(ChatTemplateTest, SmolLM2RendersAsTransformers) {
 }
 
 TEST(ChatTemplateTest, SmolLM2TemplateIsTheFilesOwn) {
-  const char* dir = std::getenv("PHALANX_TEST_DATA");
-  if (dir == nullptr)
-    GTEST_SKIP() << "PHALANX_TEST_DATA is not set to a folder with SmolLM2-135M-Instruct.Q4_1.gguf";
-  const auto file = GgufFile::Open(std::string(dir) + "/SmolLM2-135M-Instruct.Q4_1.gguf");
+  const auto path = FindTestData("SmolLM2-135M-Instruct.Q4_1.gguf");
+  if (!path) GTEST_SKIP() << MissingTestData("SmolLM2-135M-Instruct.Q4_1.gguf");
+  const auto file = GgufFile::Open(*path);
   ASSERT_TRUE(file.ok()) << file.status();
   EXPECT_EQ((*file)->GetString("tokenizer.chat_template").value(), kSmolLM2);
 }
