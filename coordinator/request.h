@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace phalanx::coordinator {
@@ -13,8 +14,16 @@ struct SamplingFields {
   std::optional<float> temperature;
   std::optional<int32_t> top_k;
   std::optional<float> top_p;
+  std::optional<float> min_p;
+  std::optional<float> repetition_penalty;
+  std::optional<float> presence_penalty;
+  std::optional<float> frequency_penalty;
+  std::vector<std::pair<int32_t, float>> logit_bias;  // ids rising
   std::optional<uint64_t> seed;
+  std::optional<int32_t> n;
+  std::optional<int32_t> min_tokens;
   std::optional<int32_t> max_tokens;
+  std::optional<int32_t> max_reasoning_tokens;
   std::vector<std::string> stop;
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
@@ -22,9 +31,32 @@ struct SamplingFields {
 
 enum class PromptKind { kNone, kChat, kText, kTokens };
 
+struct ToolCall {
+  std::string id;
+  std::string name;
+  std::string arguments;  // a JSON object
+};
+
 struct Message {
-  std::string role;
-  std::string content;
+  std::string role = {};
+  std::string content = {};
+  std::string reasoning = {};
+  std::vector<ToolCall> tool_calls = {};
+  std::string tool_call_id = {};
+  std::string name = {};
+};
+
+// What becomes of the caller's system message where the template has a system prompt of its own.
+enum class SystemPrompt { kHonour, kModel, kAppend };
+
+// How a chat is rendered, besides its messages.
+struct ChatOptions {
+  std::vector<std::string> tools;  // each a JSON object
+  SystemPrompt system_prompt = SystemPrompt::kHonour;
+  std::optional<bool> add_generation_prompt;  // absent: true, unless continue_final_message
+  bool continue_final_message = false;
+  std::string template_kwargs;  // a JSON object, or empty
+  std::string date;             // "YYYY-MM-DD", or empty
 };
 
 struct RequestFields {
@@ -32,11 +64,16 @@ struct RequestFields {
   std::string request_id;
   PromptKind prompt = PromptKind::kNone;
   std::vector<Message> chat;
+  ChatOptions chat_options;
   std::string text;
   std::vector<int32_t> tokens;
   SamplingFields sampling;
   std::optional<int32_t> logprobs;
   std::optional<int32_t> prompt_logprobs;
+  std::optional<bool> split_reasoning;
+
+  // Reasoning is told apart from the answer.
+  bool splits_reasoning() const { return split_reasoning.value_or(prompt == PromptKind::kChat); }
 };
 
 // Everything a token depends on besides the prompt; all defaults are resolved.
@@ -44,8 +81,17 @@ struct Sampling {
   float temperature = 1;
   int32_t top_k = 0;
   float top_p = 1;
+  float min_p = 0;
+  float repetition_penalty = 1;
+  float presence_penalty = 0;
+  float frequency_penalty = 0;
+  std::vector<std::pair<int32_t, float>> logit_bias;  // ids rising
   uint64_t seed = 0;
+  int32_t n = 1;
+  uint32_t choice = 0;  // of n
+  int32_t min_tokens = 0;
   int32_t max_tokens = 0;
+  std::optional<int32_t> max_reasoning_tokens;
   std::vector<std::string> stop;
   std::vector<int32_t> stop_token_ids;  // as asked
   std::vector<int32_t> end_ids;  // what stops: the model's own (unless ignored) and the asked ones, each once
