@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,11 +15,48 @@ namespace phalanx {
 struct RopeConfig {
   double theta = 10000;
   int rotary_dim = 0;  // channels of a head that rotate; the rest pass through
-  // Pairs (2i, 2i+1) instead of (i, i + rotary_dim/2). No key of a file: the architecture's model sets it.
+  // Pairs (2i, 2i+1) instead of (i, i + rotary_dim/2). No key of a GGUF file: the architecture's model sets
+  // it.
   bool interleaved = false;
   // Per-frequency divisors [rotary_dim / 2] of the table; empty means 1.
   std::vector<float> freq_factors;
   float attention_factor = 1.0f;  // multiplies cos and sin
+};
+
+// How the tables of ModelConfig::rope were stretched. For people: the tables hold the result.
+enum class RopeScaling : uint8_t { kNone, kLlama3, kLongRope, kYarn };
+
+// Multi-head latent attention. key_dim is nope_dim + rope_dim, num_kv_heads is num_heads; the cache holds
+// kv_lora_rank + rope_dim channels a token and layer, shared by all heads.
+struct MlaConfig {
+  int q_lora_rank = 0;   // 0: queries come from one matrix
+  int kv_lora_rank = 0;  // channels of the latent
+  int nope_dim = 0;      // channels of a head without position
+  int rope_dim = 0;      // channels that rotate
+  bool operator==(const MlaConfig&) const = default;
+};
+
+// Layers from first_dense_layers on have experts instead of the MLP of ffn_size. Scores are sigmoids; the
+// topk_groups of num_groups groups with the largest sums of two are kept, of those the best
+// experts_per_token.
+struct MoeConfig {
+  int num_experts = 0;
+  int experts_per_token = 0;
+  int expert_ffn_size = 0;
+  int num_shared_experts = 0;  // run for every token, as one MLP of as many times expert_ffn_size
+  int first_dense_layers = 0;
+  int num_groups = 1;
+  int topk_groups = 1;
+  bool normalize = true;      // the chosen experts' weights sum to 1 before scaling
+  double scaling_factor = 1;  // multiplies the weights
+  bool operator==(const MoeConfig&) const = default;
+};
+
+// Matrices in FP8 (e4m3) with one factor for each block of rows x cols.
+struct Fp8Blocks {
+  int rows = 0;
+  int cols = 0;
+  bool operator==(const Fp8Blocks&) const = default;
 };
 
 struct ModelConfig {
@@ -35,8 +73,18 @@ struct ModelConfig {
   int context_length = 0;  // positions the model was made for
   float rms_eps = 1e-5f;
   bool tied_embeddings = false;
-  // RoPE tables by mode; a sequence's mode is an index here, fixed before its first token.
+  // RoPE tables by mode; a sequence's mode is an index here, fixed before its first token. LongRoPE has two:
+  // 0 for sequences of at most original_context_length positions, 1 for longer ones.
   std::vector<RopeConfig> rope;
+  RopeScaling rope_scaling = RopeScaling::kNone;
+  double rope_factor = 1;           // how much longer the context became by it
+  int original_context_length = 0;  // positions before it; 0 without scaling
+  double softmax_factor = 1;        // the scale of q.k is key_dim^-0.5 times this
+  bool qkv_bias = false;
+  std::optional<MlaConfig> mla;
+  std::optional<MoeConfig> moe;
+  std::optional<Fp8Blocks> fp8;
+  int num_mtp_layers = 0;  // layers after the last that predict further tokens; not run
 };
 
 // Unimplemented for an architecture not in the table of base/architectures.h and for a key that changes the

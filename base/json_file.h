@@ -1,0 +1,62 @@
+// JSON from files, without exceptions: what is wrong becomes a Status that names file, key and value.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace phalanx {
+
+// Objects and arrays in each other at most.
+inline constexpr int kMaxJsonDepth = 64;
+
+// InvalidArgument naming `name` and the place for what is no JSON or nested deeper than kMaxJsonDepth.
+absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, const std::string& name);
+
+// The whole of a regular file. NotFound; InvalidArgument where it is larger than max_bytes, or no regular
+// file.
+absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes);
+absl::StatusOr<nlohmann::json> ReadJsonFile(const std::string& path, int64_t max_bytes);
+
+// A scalar for messages, cut; other values by their kind.
+std::string ShowJson(const nlohmann::json& value);
+
+// Typed look-ups in an object that must outlive this. Errors are InvalidArgument and name "file: prefix.key",
+// the value and what it must be; a key that is absent or null is the same, and an error only without
+// "Optional": then *out keeps its value.
+class JsonKeys {
+ public:
+  JsonKeys(const nlohmann::json& object, std::string file, std::string prefix = "")
+      : object_(object), file_(std::move(file)), prefix_(std::move(prefix)) {}
+
+  // Null where the key is absent or null.
+  const nlohmann::json* Find(std::string_view key) const;
+  std::string Name(std::string_view key) const;  // "file: prefix.key"
+  const nlohmann::json& object() const { return object_; }
+  const std::string& file() const { return file_; }
+
+  absl::Status Int(std::string_view key, int64_t min, int64_t max, int* out) const;
+  absl::Status OptionalInt(std::string_view key, int64_t min, int64_t max, int* out) const;
+  // Finite and above 0.
+  absl::Status Positive(std::string_view key, double* out) const;
+  absl::Status OptionalPositive(std::string_view key, double* out) const;
+  absl::Status OptionalBool(std::string_view key, bool* out) const;
+  absl::Status OptionalString(std::string_view key, std::string* out) const;
+
+  absl::Status Missing(std::string_view key, std::string_view must) const;
+  absl::Status Bad(std::string_view key, const nlohmann::json& value, std::string_view must) const;
+  // Unimplemented: "file: key is VALUE, which is not supported; supported: WHAT".
+  absl::Status Unsupported(std::string_view key, const nlohmann::json& value,
+                           std::string_view supported) const;
+
+ private:
+  const nlohmann::json& object_;
+  const std::string file_;
+  const std::string prefix_;
+};
+
+}  // namespace phalanx
