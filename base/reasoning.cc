@@ -75,6 +75,13 @@ ReasoningState ReasoningSplitter::state() const {
   }
 }
 
+bool ReasoningSplitter::may_be_closing() const {
+  if (place_ == Place::kThinking) return !held_.empty();
+  if (place_ != Place::kThinkingStart) return false;
+  const std::string_view text = StripLeft(held_);  // the beginning of either mark
+  return !text.empty() && IsPrefix(text, family_->close);
+}
+
 bool ReasoningSplitter::IsSought(std::string_view mark) const {
   switch (place_) {
     case Place::kStart:

@@ -52,7 +52,7 @@ class ReasoningSplitter {
   // yet prove to be of the closing mark are counted.
   int64_t reasoning_tokens() const { return reasoning_tokens_; }
   // Thinking, and the last bytes may be the beginning of the closing mark.
-  bool may_be_closing() const { return place_ == Place::kThinking && !held_.empty(); }
+  bool may_be_closing() const;
 
  private:
   // The first of each pair: white space and the beginning of a mark are held back.

@@ -121,6 +121,7 @@ internal::v1::Submit MakeSubmit(uint64_t request, const std::vector<int32_t>& pr
   out.set_temperature(sampling.temperature);
   out.set_top_k(sampling.top_k);
   out.set_top_p(sampling.top_p);
+  out.set_repetition_penalty(sampling.repetition_penalty);
   out.set_seed(sampling.seed);
   out.set_max_tokens(sampling.max_tokens);
   out.mutable_stop_token_ids()->Add(sampling.end_ids.begin(), sampling.end_ids.end());

@@ -15,6 +15,7 @@
 // safety: one thread at a time per Ops.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -24,6 +25,7 @@
 #include "absl/status/statusor.h"
 #include "base/dtype.h"
 #include "base/shard_plan.h"
+#include "kernels/token_counts.h"
 
 namespace phalanx {
 
@@ -227,24 +229,51 @@ struct AttentionParams {
 
 // ---- Sampling -----------------------------------------------------------------------------------
 
-// How one row of logits becomes a token. Order: logits / temperature, top-k, top-p, draw.
+struct TokenBias {
+  int32_t id = 0;
+  float bias = 0;
+};
+
+// How one row of logits becomes a token. Order: bias, penalties, bans, temperature, top-k, top-p, min-p,
+// draw; the exact definition is in kernels/sampling.h. What is shared lives as long as somebody holds the
+// row, so that a sequence may end between a plan and its Sample.
 struct SampleRow {
   float temperature = 0;  // 0: the largest logit (ties: lowest id)
   int32_t top_k = 0;      // 0: all
   float top_p = 1.0f;     // smallest set of best tokens whose probability reaches it
+  float min_p = 0;        // keeps tokens at least this times as probable as the best; 0: all
+  // Of the tokens in `counts`: repetition of those in prompt or output, the others of those in the output.
+  float repetition_penalty = 1.0f;  // > 0
+  float frequency_penalty = 0;      // times the number in the output
+  float presence_penalty = 0;
   // The draw is Philox4x32-10 with key = seed, counter = (position, choice): independent of everything else.
   uint64_t seed = 0;
   uint32_t choice = 0;
   uint64_t position = 0;  // of the sampled token in its sequence
-  int32_t target = -1;    // >= 0: draw nothing; `ids` gets it and log-probabilities are of it (prompt tokens)
+  int32_t target = -1;    // >= 0: draw nothing; `ids` gets it and log-probabilities are of it (prompt tokens,
+                          // forced ones)
   int32_t num_top = -1;  // -1: no log-probabilities; else also this many best tokens, at most kMaxTopLogprobs
+  // May be null where no penalty is set. Host memory, read while Sample is called (not when its work runs):
+  // then it holds all tokens before `position`.
+  std::shared_ptr<const TokenCounts> counts;
+  std::shared_ptr<const std::vector<TokenBias>> bias;  // ids rising; may be null
+  // Ids that must not be sampled; either may be null.
+  std::array<std::shared_ptr<const std::vector<int32_t>>, 2> banned;
+
+  bool has_penalties() const {
+    return repetition_penalty != 1.0f || frequency_penalty != 0 || presence_penalty != 0;
+  }
+  // Something stands between the raw logits and the choice.
+  bool adjusts_logits() const {
+    return has_penalties() || bias != nullptr || banned[0] != nullptr || banned[1] != nullptr;
+  }
 };
 inline constexpr int kMaxTopLogprobs = 20;
 
-// Log-probabilities are of the raw distribution: log softmax of the logits before temperature and masks,
+// Log-probabilities are of the raw distribution: log softmax of the logits before all that a SampleRow does,
 // fp32. Outputs of a row whose num_top is -1 are left as they are. A row whose logits hold a NaN, a +inf or
-// nothing above -inf gets id -1 (log-probabilities NaN): its sequence must be failed, its neighbours go on.
-// The exact definition of a draw is in kernels/sampling.h.
+// nothing above -inf, or whose tokens are all banned, gets id -1 (log-probabilities NaN): its sequence must
+// be failed, its neighbours go on.
 struct SampleParams {
   const float* logits = nullptr;  // [R, V]: shares of num_shares ranks, see below
   int64_t num_rows = 0;           // R

@@ -35,6 +35,9 @@ double SumBlock(const float* weights, int64_t n) {
   return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
 }
 
+// Of a finite x's sum or product; -inf stays -inf.
+float Clamp(float x) { return std::isinf(x) ? std::copysign(std::numeric_limits<float>::max(), x) : x; }
+
 // Best first: a total order, so that selections do not depend on the algorithm.
 struct Better {
   const float* logits;
@@ -186,7 +189,35 @@ int32_t Sampler::Draw(const float* logits, int64_t n, float max, const SampleRow
       if (logits[i] == lowest) weights_[i] = 0;
     }
   }
+  if (row.min_p > 0) {
+    for (int64_t i = 0; i < n; ++i) weights_[i] = weights_[i] >= row.min_p ? weights_[i] : 0.0f;
+  }
   return DrawFromWeights(n, SampleUniform(row.seed, row.choice, row.position));
+}
+
+const float* Sampler::Adjust(const float* logits, int64_t n, const SampleRow& row) {
+  constexpr float kNone = -std::numeric_limits<float>::infinity();
+  adjusted_.assign(logits, logits + n);
+  if (row.bias != nullptr) {
+    for (const TokenBias& b : *row.bias) {
+      float& x = adjusted_[b.id];
+      if (x != kNone) x = Clamp(x + b.bias);
+    }
+  }
+  if (row.has_penalties()) {
+    for (const TokenCounts::Entry& e : row.counts->entries()) {
+      float& x = adjusted_[e.id];
+      if (x == kNone) continue;
+      x = Clamp(x > 0 ? x / row.repetition_penalty : x * row.repetition_penalty);
+      if (e.num_output == 0) continue;
+      x = Clamp((x - row.frequency_penalty * static_cast<float>(e.num_output)) - row.presence_penalty);
+    }
+  }
+  for (const auto& ids : row.banned) {
+    if (ids == nullptr) continue;
+    for (const int32_t id : *ids) adjusted_[id] = kNone;
+  }
+  return adjusted_.data();
 }
 
 SampledToken Sampler::Sample(const float* logits, int64_t n, const SampleRow& row) {
@@ -196,16 +227,21 @@ SampledToken Sampler::Sample(const float* logits, int64_t n, const SampleRow& ro
   bool valid = false;
   loops_.find_max(logits, n, &max, &index, &valid);
   const int num_top = std::min(row.num_top, kMaxTopLogprobs);
+  if (valid && row.target >= 0) {
+    out.id = row.target;
+  } else if (valid && row.adjusts_logits()) {
+    const float* adjusted = Adjust(logits, n, row);
+    float best = 0;
+    loops_.find_max(adjusted, n, &best, &index, &valid);
+    if (valid) out.id = row.temperature == 0 ? static_cast<int32_t>(index) : Draw(adjusted, n, best, row);
+  } else if (valid) {
+    out.id = row.temperature == 0 ? static_cast<int32_t>(index) : Draw(logits, n, max, row);
+  }
   if (!valid) {
     out.logprob = std::numeric_limits<float>::quiet_NaN();
     out.top_ids.fill(-1);
     out.top_logprobs.fill(out.logprob);
     return out;
-  }
-  if (row.target >= 0) {
-    out.id = row.target;
-  } else {
-    out.id = row.temperature == 0 ? static_cast<int32_t>(index) : Draw(logits, n, max, row);
   }
   if (row.num_top < 0) return out;
 

@@ -1,5 +1,6 @@
 #include "kernels/validate.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -372,6 +373,43 @@ absl::Status CheckHostContents(const GroupedMatmulParams& p) {
   return absl::OkStatus();
 }
 
+namespace {
+
+absl::Status CheckControls(size_t row, const SampleRow& r, int64_t vocab_size) {
+  const auto name = [row] { return absl::StrCat("Sample: rows[", row, "]"); };
+  const auto in_vocabulary = [vocab_size](int32_t id) { return id >= 0 && id < vocab_size; };
+  if (!(r.min_p >= 0 && r.min_p <= 1)) return Invalid(name(), ".min_p is ", r.min_p, ", must be in [0, 1]");
+  if (!(r.repetition_penalty > 0) || !std::isfinite(r.repetition_penalty)) {
+    return Invalid(name(), ".repetition_penalty is ", r.repetition_penalty, ", must be finite and above 0");
+  }
+  if (!std::isfinite(r.frequency_penalty) || !std::isfinite(r.presence_penalty)) {
+    return Invalid(name(), ".frequency_penalty is ", r.frequency_penalty, " and presence_penalty ",
+                   r.presence_penalty, ", must be finite");
+  }
+  if (r.has_penalties() && r.target < 0 && r.counts == nullptr) {
+    return Invalid(name(), ".counts is null, must be set with a penalty");
+  }
+  if (r.counts != nullptr && r.counts->vocab_size() != vocab_size) {
+    return Invalid(name(), ".counts is of a vocabulary of ", r.counts->vocab_size(), ", must be of ",
+                   vocab_size);
+  }
+  if (r.bias != nullptr) {
+    for (const TokenBias& b : *r.bias) {
+      if (in_vocabulary(b.id) && std::isfinite(b.bias)) continue;
+      return Invalid(name(), ".bias of token ", b.id, " is ", b.bias,
+                     ", must be finite and of [0, vocab_size = ", vocab_size, ")");
+    }
+  }
+  for (const auto& ids : r.banned) {
+    if (ids == nullptr || std::all_of(ids->begin(), ids->end(), in_vocabulary)) continue;
+    return Invalid(name(), ".banned holds ", *std::find_if_not(ids->begin(), ids->end(), in_vocabulary),
+                   ", must be in [0, vocab_size = ", vocab_size, ")");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::Status Validate(const SampleParams& p) {
   PHX_RETURN_IF_ERROR(CheckAtLeast("Sample: num_rows", p.num_rows, 0));
   PHX_RETURN_IF_ERROR(CheckAtLeast("Sample: vocab_size", p.vocab_size, 1));
@@ -400,6 +438,7 @@ absl::Status Validate(const SampleParams& p) {
     }
     if (!(r.top_p >= 0 && r.top_p <= 1)) return Invalid(name(), ".top_p is ", r.top_p, ", must be in [0, 1]");
     if (r.top_k < 0) return Invalid(name(), ".top_k is ", r.top_k, ", must be at least 0");
+    PHX_RETURN_IF_ERROR(CheckControls(i, r, p.vocab_size));
     if (r.target < -1 || r.target >= p.vocab_size) {
       return Invalid(name(), ".target is ", r.target, ", must be in [-1, vocab_size = ", p.vocab_size, ")");
     }

@@ -22,6 +22,7 @@ using internal::v1::AssignmentState;
 RankSpec SpecOf(const internal::v1::Assign& assign) {
   RankSpec spec;
   spec.path = assign.model().path();
+  spec.tokenizer = assign.model().tokenizer();
   spec.rank = assign.rank();
   spec.num_ranks = assign.num_ranks();
   spec.num_shards = assign.model().shards();
@@ -151,6 +152,7 @@ absl::Status GroupMember::Core::RunLeader(LoadedRank* rank,
   options.scheduler.max_sequences = env.config->max_sequences;
   options.scheduler.max_logits_per_step = rank->options.max_logits_per_step;
   options.scheduler.max_queued = env.config->max_queued_requests;
+  options.scheduler.token_bytes = rank->token_bytes;
   PHX_RETURN_IF_ERROR(options.scheduler.Validate());
   internal::v1::GroupHello hello;
   hello.set_group_id(assign.group_id());

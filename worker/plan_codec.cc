@@ -1,6 +1,8 @@
 #include "worker/plan_codec.h"
 
 #include <cmath>
+#include <memory>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -82,6 +84,10 @@ void ToProto(const SequenceOutput& output, internal::v1::SequenceOutput* out) {
   for (const TokenLogprobs& logprobs : output.prompt_logprobs) ToProto(logprobs, out->add_prompt_logprobs());
   out->set_finish(ToProto(output.finish));
   if (output.stop_id.has_value()) out->set_stop_token_id(*output.stop_id);
+  if (!output.error.ok()) {
+    out->set_error_code(static_cast<int32_t>(output.error.code()));
+    out->set_error_detail(std::string(output.error.message()));
+  }
 }
 
 absl::StatusOr<SequenceRequest> FromProto(const internal::v1::Submit& submit, uint64_t source) {
@@ -91,6 +97,10 @@ absl::StatusOr<SequenceRequest> FromProto(const internal::v1::Submit& submit, ui
   }
   if (!(submit.top_p() > 0 && submit.top_p() <= 1)) {
     return absl::InvalidArgumentError(absl::StrCat("top_p is ", submit.top_p(), "; it must be in (0, 1]"));
+  }
+  if (submit.repetition_penalty() == 0) {
+    return absl::InvalidArgumentError(
+        "repetition_penalty is 0 or missing; it must be over 0, and 1 where there is none");
   }
   if (submit.top_k() < 0) {
     return absl::InvalidArgumentError(absl::StrCat("top_k is ", submit.top_k(), "; it must be at least 0"));
@@ -118,6 +128,25 @@ absl::StatusOr<SequenceRequest> FromProto(const internal::v1::Submit& submit, ui
   request.logprobs = submit.logprobs();
   request.prompt_logprobs = submit.prompt_logprobs();
   request.rope_mode = submit.rope_mode();
+  request.sampling.min_p = submit.min_p();
+  request.sampling.repetition_penalty = submit.repetition_penalty();
+  request.sampling.presence_penalty = submit.presence_penalty();
+  request.sampling.frequency_penalty = submit.frequency_penalty();
+  if (submit.logit_bias_size() > 0) {
+    std::vector<TokenBias> bias;
+    bias.reserve(submit.logit_bias_size());
+    for (const internal::v1::LogitBias& b : submit.logit_bias()) bias.push_back({b.id(), b.bias()});
+    request.sampling.bias = std::make_shared<const std::vector<TokenBias>>(std::move(bias));
+  }
+  request.min_tokens = submit.min_tokens();
+  if (submit.has_thinking()) {
+    ThinkingBudget& budget = request.thinking.emplace();
+    budget.max_tokens = submit.thinking().max_tokens();
+    budget.opened = submit.thinking().opened();
+    for (const internal::v1::MarkIds& mark : submit.thinking().close()) {
+      budget.close.push_back({mark.family(), {mark.ids().begin(), mark.ids().end()}});
+    }
+  }
   return request;
 }
 

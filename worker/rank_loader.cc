@@ -37,6 +37,27 @@ absl::StatusOr<int64_t> ContextLength(const RankSpec& spec, const ModelConfig& c
 
 }  // namespace
 
+absl::StatusOr<std::shared_ptr<const TokenBytes>> LoadTokenBytes(const GgufFile& file,
+                                                                 const std::string& tokenizer,
+                                                                 int64_t vocab_size) {
+  absl::StatusOr<TokenBytes> bytes =
+      tokenizer.empty() ? TokenBytesFromGguf(file) : TokenBytesFromTokenizerJson(tokenizer);
+  if (!bytes.ok() && !tokenizer.empty()) return bytes.status();
+  if (!bytes.ok()) {
+    spdlog::warn("no budgets of reasoning tokens: {}", bytes.status().ToString());
+    return nullptr;
+  }
+  if (static_cast<int64_t>(bytes->bytes.size()) > vocab_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the tokenizer of ", tokenizer.empty() ? file.path() : tokenizer, " has ",
+                     bytes->bytes.size(), " tokens, but the vocabulary of ", file.path(), " has ", vocab_size,
+                     "; it must have as many or more"));
+  }
+  bytes->bytes.resize(vocab_size);
+  bytes->is_control.resize(vocab_size, true);
+  return std::make_shared<const TokenBytes>(*std::move(bytes));
+}
+
 absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const WorkerConfig& config,
                                                      const std::function<bool()>& cancelled,
                                                      const std::function<void(Collective*)>& on_collective) {
@@ -45,6 +66,10 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   PHX_ASSIGN_OR_RETURN(rank->config, ModelConfigFromGguf(*rank->file));
   PHX_ASSIGN_OR_RETURN(rank->plan, MakeShardPlan(rank->config, spec.num_shards, spec.num_ranks));
   PHX_ASSIGN_OR_RETURN(rank->options.context_length, ContextLength(spec, rank->config));
+  if (spec.rank == 0) {
+    PHX_ASSIGN_OR_RETURN(rank->token_bytes,
+                         LoadTokenBytes(*rank->file, spec.tokenizer, rank->config.vocab_size));
+  }
   const HostResources host = ReadHostResources();
   OpsOptions ops_options;
   ops_options.rung = config.rung;

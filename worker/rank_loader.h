@@ -11,6 +11,7 @@
 #include "base/gguf.h"
 #include "base/model_config.h"
 #include "base/shard_plan.h"
+#include "base/token_bytes.h"
 #include "kernels/ops.h"
 #include "worker/collective/collective.h"
 #include "worker/config.h"
@@ -19,7 +20,8 @@
 namespace phalanx {
 
 struct RankSpec {
-  std::string path;  // of the GGUF file
+  std::string path;       // of the GGUF file
+  std::string tokenizer;  // a folder with tokenizer.json in place of the file's own; "": none
   int rank = 0;
   int num_ranks = 1;
   int num_shards = kDefaultShards;
@@ -40,7 +42,18 @@ struct LoadedRank {
   std::unique_ptr<ModelRunner> runner;
   ModelRunnerOptions options;
   std::string fingerprint;
+  // On rank 0: what the model's tokens stand for, [config.vocab_size]. Null where the file has no tokenizer
+  // that is supported, and on other ranks.
+  std::shared_ptr<const TokenBytes> token_bytes;
 };
+
+// The bytes of a model's tokens, from `tokenizer` where it is given, else from the file: [vocab_size], ids
+// without a token being control tokens without bytes. InvalidArgument naming both numbers for a tokenizer
+// with more tokens than the model; any error of a folder that is given. Null, and a warning, where the file's
+// own tokenizer cannot be read.
+absl::StatusOr<std::shared_ptr<const TokenBytes>> LoadTokenBytes(const GgufFile& file,
+                                                                 const std::string& tokenizer,
+                                                                 int64_t vocab_size);
 
 // Errors name the file, the flag or the rank at fault. `cancelled` ends the wait for the other ranks.
 // `on_collective` gets the collective as soon as it exists, to abort what follows; it lives until the

@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/status_macros.h"
 #include "worker/scheduler_checks.h"
+#include "worker/sequence_sampling.h"
 
 namespace phalanx {
 namespace {
@@ -22,7 +23,8 @@ struct Sequence {
   int64_t limit = 0;        // generated tokens at the end: max_tokens cut to the context
   bool resumed = false;     // `generated` was given
 
-  uint32_t id = 0;  // in plans; 0 while queued
+  uint32_t id = 0;                           // in plans; 0 while queued
+  std::optional<SequenceSampling> sampling;  // unless queued
   std::vector<int32_t> blocks;
   bool announced = false;     // `blocks` are in a plan
   int64_t planned = 0;        // positions [0, planned) are in plans
@@ -45,6 +47,7 @@ struct PendingRow {
   int64_t num_tokens = 0;
   int num_prompt_logits = 0;  // the first logits rows: prompt tokens from first_position + 1
   bool samples = false;       // then one that samples
+  bool bans = false;          // and may not sample every token
 };
 
 struct PendingStep {
@@ -55,9 +58,12 @@ struct PendingStep {
 }  // namespace
 
 struct Scheduler::Impl {
-  explicit Impl(const SchedulerOptions& o) : options(o), kv(o.num_blocks) {}
+  explicit Impl(const SchedulerOptions& o) : options(o), kv(o.num_blocks) {
+    if (o.token_bytes != nullptr) thinking_tokens.emplace(o.token_bytes);
+  }
 
   const SchedulerOptions options;
+  std::optional<ThinkingTokens> thinking_tokens;  // as options.token_bytes
   KvBlocks kv;
   std::map<Key, std::unique_ptr<Sequence>> sequences;  // all that live
   std::map<uint64_t, std::deque<Sequence*>> queues;    // by source; none is empty
@@ -86,6 +92,7 @@ struct Scheduler::Impl {
     absl::StatusOr<std::vector<int32_t>> blocks = kv.Allocate(BlocksOf(*s));
     PHX_CHECK(blocks.ok(), std::string(blocks.status().message()));
     s->blocks = *std::move(blocks);
+    s->sampling.emplace(s->request, options.vocab_size, thinking_tokens ? &*thinking_tokens : nullptr);
     running.push_back(s);
     running_by_id[s->id] = s;
     last_served = s->request.source;
@@ -169,6 +176,8 @@ struct Scheduler::Impl {
         ++pending_row.num_prompt_logits;
       } else {
         pending_row.samples = true;
+        s->sampling->Fill(position + 1 - s->num_prompt(), s->request.generated, &sample);
+        pending_row.bans = sample.banned[0] != nullptr || sample.banned[1] != nullptr;
         ++s->in_flight;
         s->sampled_step = out->plan.step;
         s->sampled_logit = static_cast<int32_t>(out->samples.size());
@@ -245,11 +254,27 @@ struct Scheduler::Impl {
       if (it == running_by_id.end()) continue;
       Sequence* s = it->second;
       SequenceOutput out = OutputOf(s, row, logit, result);
-      const bool over = out.finish != Finish::kNone;
+      const bool over = out.finish != Finish::kNone || !out.error.ok();
       if (over || !out.tokens.empty() || !out.prompt_logprobs.empty()) outputs.push_back(std::move(out));
       if (over) Forget(sequences.find(s->key()));
     }
     return outputs;
+  }
+
+  static absl::Status ErrorOf(const Sequence& s, const PendingRow& row, size_t logit,
+                              const StepResult& result) {
+    const int count = row.num_prompt_logits + (row.samples ? 1 : 0);
+    for (int i = 0; i < count; ++i) {
+      if (result.ids[logit + i] >= 0) continue;
+      const bool sampled = i == row.num_prompt_logits;
+      const int64_t position =
+          row.first_position + 1 + (sampled ? row.num_tokens - 1 : static_cast<int64_t>(i));
+      return absl::InternalError(absl::StrCat(
+          "request ", s.request.request, ": the logits for position ", position,
+          " hold a NaN or +inf, or nothing above -inf",
+          sampled && row.bans ? ", or min_tokens and the thinking budget leave no token of them" : ""));
+    }
+    return absl::OkStatus();
   }
 
   SequenceOutput OutputOf(Sequence* s, const PendingRow& row, size_t logit, const StepResult& result) {
@@ -258,6 +283,8 @@ struct Scheduler::Impl {
     out.request = s->request.request;
     out.attempt = s->request.attempt;
     out.offset = static_cast<int32_t>(s->num_generated());
+    out.error = ErrorOf(*s, row, logit, result);
+    if (!out.error.ok()) return out;
     if (row.num_prompt_logits > 0) {
       out.prompt_first_position = static_cast<int32_t>(row.first_position + 1);
       const auto first = result.logprobs.begin() + static_cast<int64_t>(logit);
@@ -269,8 +296,10 @@ struct Scheduler::Impl {
       out.tokens.push_back(id);
       if (s->request.logprobs >= 0) out.logprobs.push_back(result.logprobs[logit]);
       s->request.generated.push_back(id);
+      s->sampling->Commit(id);
       --s->in_flight;
-      if (std::binary_search(s->request.stop_ids.begin(), s->request.stop_ids.end(), id)) {
+      if (s->num_generated() > s->request.min_tokens &&
+          std::binary_search(s->request.stop_ids.begin(), s->request.stop_ids.end(), id)) {
         out.finish = Finish::kStop;
         out.stop_id = id;
       }

@@ -21,9 +21,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/token_bytes.h"
 #include "kernels/ops.h"
 #include "worker/kv_blocks.h"
 #include "worker/step_plan.h"
+#include "worker/thinking_budget.h"
 
 namespace phalanx {
 
@@ -38,6 +40,8 @@ struct SchedulerOptions {
   int max_sequences = 64;         // running at once
   int max_logits_per_step = 128;  // logits rows a step may ask for (prompt log-probabilities are cut to it)
   int max_queued = 1024;          // waiting requests; beyond: ResourceExhausted
+  // Of the model's tokens; where null, a request with a thinking budget is refused.
+  std::shared_ptr<const TokenBytes> token_bytes;
 
   // InvalidArgument naming the option, its value and what would be right. A sequence that runs must always
   // find a token and a logits row: max_sequences is at most max_tokens_per_step and max_logits_per_step.
@@ -52,9 +56,11 @@ struct SequenceRequest {
   uint32_t attempt = 0;
   std::vector<int32_t> prompt;
   std::vector<int32_t> generated;  // tokens said by an earlier attempt; the sequence goes on after them
-  SampleRow sampling;              // position and target are filled in per row
+  SampleRow sampling;              // all but position, target, num_top, counts, banned: these are per row
   int32_t max_tokens = 0;          // in all, `generated` included; 0: only the prompt runs
   std::vector<int32_t> stop_ids;
+  int32_t min_tokens = 0;  // no stop id is sampled, nor ends the sequence, before that many generated tokens
+  std::optional<ThinkingBudget> thinking;
   int32_t logprobs = -1;  // as SampleRow::num_top, of generated tokens
   // Likewise of prompt tokens, from the second on. Not repeated for a sequence that goes on after
   // `generated`.
@@ -84,7 +90,7 @@ struct StepResult {
 };
 
 // InvalidArgument naming the row unless `result` is one of `samples` and of a vocabulary: sizes, ids in
-// [0, vocab_size), log-probabilities where asked for.
+// [0, vocab_size) or -1 (see Ops::Sample: its sequence fails), log-probabilities where asked for.
 absl::Status CheckResult(const std::vector<SampleRow>& samples, int64_t vocab_size, const StepResult& result);
 
 enum class Finish { kNone, kStop, kLength };
@@ -101,7 +107,9 @@ struct SequenceOutput {
   std::vector<TokenLogprobs> prompt_logprobs;
   Finish finish = Finish::kNone;
   std::optional<int32_t> stop_id;
+  absl::Status error;  // not OK: it failed, by itself; there are no tokens and nothing follows
 };
+inline constexpr int64_t kMaxLogitBias = 1024;  // entries of a request
 
 struct SchedulerLoad {
   int64_t blocks_used = 0;
@@ -116,9 +124,9 @@ class Scheduler {
 
   // kAccepted: its blocks are reserved. kQueued: it waits; see TakeAdmitted. InvalidArgument (prompt empty or
   // over the context, ids, limits or sampling out of range, `generated` that is complete already),
-  // ResourceExhausted (queue full, or more blocks than exist), AlreadyExists (a request known with this
-  // attempt or a later one). A later attempt ends an earlier one of the same request, even if it is refused
-  // itself.
+  // FailedPrecondition (a thinking budget without token_bytes), ResourceExhausted (queue full, or more blocks
+  // than exist), AlreadyExists (a request known with this attempt or a later one). A later attempt ends an
+  // earlier one of the same request, even if it is refused itself.
   absl::StatusOr<Admission> Submit(SequenceRequest request);
   // Forgets a request wherever it is; unknown ones are ignored. Its blocks are free at once: plans run in
   // order.

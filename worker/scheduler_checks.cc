@@ -24,6 +24,37 @@ absl::Status CheckIds(const SequenceRequest& r, const char* name, const std::vec
   return absl::OkStatus();
 }
 
+absl::Status CheckLogitControls(const SequenceRequest& r, int64_t vocab_size) {
+  const SampleRow& s = r.sampling;
+  if (!(s.min_p >= 0 && s.min_p <= 1)) return Invalid(r, "min_p is ", s.min_p, "; it must be 0 to 1");
+  if (!(s.repetition_penalty > 0) || !std::isfinite(s.repetition_penalty)) {
+    return Invalid(r, "repetition_penalty is ", s.repetition_penalty,
+                   "; it must be finite and over 0 (1: none)");
+  }
+  for (auto [name, value] : {std::pair{"presence_penalty", s.presence_penalty},
+                             std::pair{"frequency_penalty", s.frequency_penalty}}) {
+    if (!(value >= -2 && value <= 2)) return Invalid(r, name, " is ", value, "; it must be -2 to 2");
+  }
+  if (s.bias == nullptr) return absl::OkStatus();
+  if (static_cast<int64_t>(s.bias->size()) > kMaxLogitBias) {
+    return Invalid(r, "logit_bias has ", s.bias->size(), " tokens; it can have ", kMaxLogitBias);
+  }
+  int32_t last = -1;
+  for (const TokenBias& b : *s.bias) {
+    if (b.id < 0 || b.id >= vocab_size) {
+      return Invalid(r, "logit_bias is of token ", b.id, "; token ids are 0 to ", vocab_size - 1);
+    }
+    if (b.id <= last) {
+      return Invalid(r, "logit_bias has token ", b.id, " after ", last, "; ids must rise");
+    }
+    if (!(b.bias >= -100 && b.bias <= 100)) {
+      return Invalid(r, "logit_bias of token ", b.id, " is ", b.bias, "; it must be -100 to 100");
+    }
+    last = b.id;
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status CheckRequest(const SchedulerOptions& o, const SequenceRequest& r) {
@@ -43,9 +74,13 @@ absl::Status CheckRequest(const SchedulerOptions& o, const SequenceRequest& r) {
   }
   PHX_RETURN_IF_ERROR(CheckIds(r, "prompt", r.prompt, o.vocab_size));
   PHX_RETURN_IF_ERROR(CheckIds(r, "generated", r.generated, o.vocab_size));
-  for (int32_t id : r.generated) {
-    if (!std::binary_search(r.stop_ids.begin(), r.stop_ids.end(), id)) continue;
-    return Invalid(r, "it is complete: the generated tokens hold the stop id ", id);
+  if (r.min_tokens < 0 || r.min_tokens > r.max_tokens) {
+    return Invalid(r, "min_tokens is ", r.min_tokens, "; it must be 0 to max_tokens, which is ",
+                   r.max_tokens);
+  }
+  for (int64_t i = r.min_tokens; i < num_generated; ++i) {
+    if (!std::binary_search(r.stop_ids.begin(), r.stop_ids.end(), r.generated[i])) continue;
+    return Invalid(r, "it is complete: the generated tokens hold the stop id ", r.generated[i]);
   }
   const SampleRow& s = r.sampling;
   if (!std::isfinite(s.temperature) || s.temperature < 0) {
@@ -54,6 +89,13 @@ absl::Status CheckRequest(const SchedulerOptions& o, const SequenceRequest& r) {
   if (!(s.top_p > 0 && s.top_p <= 1))
     return Invalid(r, "top_p is ", s.top_p, "; it must be over 0 and at most 1");
   if (s.top_k < 0) return Invalid(r, "top_k is ", s.top_k, "; it must be 0 (all) or more");
+  PHX_RETURN_IF_ERROR(CheckLogitControls(r, o.vocab_size));
+  if (r.thinking.has_value()) {
+    const absl::Status status = CheckThinkingBudget(*r.thinking, o.token_bytes.get(), o.vocab_size);
+    if (!status.ok()) {
+      return absl::Status(status.code(), absl::StrCat("request ", r.request, ": ", status.message()));
+    }
+  }
   for (auto [name, value] :
        {std::pair{"logprobs", r.logprobs}, std::pair{"prompt_logprobs", r.prompt_logprobs}}) {
     if (value < -1 || value > kMaxTopLogprobs) {
@@ -101,7 +143,7 @@ absl::Status CheckResult(const std::vector<SampleRow>& samples, int64_t vocab_si
         absl::StrCat("a step of ", n, " logits rows has log-probabilities of ", result.logprobs.size()));
   }
   for (size_t i = 0; i < n; ++i) {
-    if (result.ids[i] < 0 || result.ids[i] >= vocab_size) {
+    if (result.ids[i] < -1 || result.ids[i] >= vocab_size) {
       return absl::InvalidArgumentError(absl::StrCat("logits row ", i, " has the sampled id ", result.ids[i],
                                                      "; token ids are 0 to ", vocab_size - 1));
     }

@@ -17,11 +17,25 @@ inline uint64_t HashToken(uint64_t state, uint64_t token) {
   return state ^ (state >> 29);
 }
 
-// What the fake model says after a context.
+// What the fake model says after a context: a hash of it and of all that a row's choice reads, past the
+// banned ids; -1 where all are banned.
 inline int32_t FakeSample(uint64_t context, const SampleRow& row, int64_t vocab_size) {
   if (row.target >= 0) return row.target;
-  const uint64_t draw = HashToken(HashToken(HashToken(context, row.seed), row.choice), row.position);
-  return static_cast<int32_t>(draw % static_cast<uint64_t>(vocab_size));
+  uint64_t draw = HashToken(HashToken(HashToken(context, row.seed), row.choice), row.position);
+  if (row.counts != nullptr) {
+    for (const TokenCounts::Entry& e : row.counts->entries()) {
+      draw = HashToken(HashToken(draw, static_cast<uint64_t>(e.id)), static_cast<uint64_t>(e.num_output));
+    }
+  }
+  for (int64_t i = 0; i < vocab_size; ++i) {
+    const auto id =
+        static_cast<int32_t>((draw + static_cast<uint64_t>(i)) % static_cast<uint64_t>(vocab_size));
+    const auto bans = [id](const auto& ids) {
+      return ids != nullptr && std::count(ids->begin(), ids->end(), id) > 0;
+    };
+    if (!bans(row.banned[0]) && !bans(row.banned[1])) return id;
+  }
+  return -1;
 }
 
 inline TokenLogprobs FakeLogprobs(uint64_t context, const SampleRow& row, int32_t id) {
@@ -116,7 +130,7 @@ class FakeRunner : public StepRunner {
         const size_t logit = -1 - int64_t{token};
         if (logit >= previous_.size())
           return absl::InternalError(absl::StrCat("no logits row ", logit, " before"));
-        token = previous_[logit];
+        token = std::max(previous_[logit], 0);  // of a sequence without logits: its end is not known yet
       }
       if (position / options_.block_size >= table.size())
         return absl::InternalError("a position has no block");

@@ -121,6 +121,7 @@ class GroupMemberTest : public ::testing::Test {
     for (int i = 0; i < 70; ++i) submit.add_prompt_ids((i * 37 + 5) % 131);
     submit.set_temperature(0.8f);
     submit.set_top_p(0.95f);
+    submit.set_repetition_penalty(1);
     submit.set_seed(42);
     submit.set_max_tokens(max_tokens);
     submit.set_logprobs(-1);

@@ -109,9 +109,15 @@ TEST(PlanCodec, SequenceOutput) {
   EXPECT_FALSE(message.has_stop_token_id());
   EXPECT_EQ(message.finish(), v1::FINISH_REASON_UNSPECIFIED);
   EXPECT_EQ(message.token_ids_size(), 0);
+  EXPECT_EQ(message.error_code(), 0);
   output.finish = Finish::kLength;
   ToProto(output, &message);
   EXPECT_EQ(message.finish(), v1::FINISH_REASON_LENGTH);
+  SequenceOutput failed;
+  failed.error = absl::InternalError("NaN");
+  ToProto(failed, &message);
+  EXPECT_EQ(message.error_code(), static_cast<int>(absl::StatusCode::kInternal));
+  EXPECT_EQ(message.error_detail(), "NaN");
 }
 
 internal::v1::Submit ValidSubmit() {
@@ -130,6 +136,23 @@ internal::v1::Submit ValidSubmit() {
   submit.set_logprobs(-1);
   submit.set_prompt_logprobs(20);
   submit.set_rope_mode(1);
+  submit.set_min_p(0.25f);
+  submit.set_repetition_penalty(1.5f);
+  submit.set_presence_penalty(-2);
+  submit.set_frequency_penalty(2);
+  for (const auto& [id, value] : {std::pair{3, -100.0f}, std::pair{9, 0.5f}}) {
+    internal::v1::LogitBias* bias = submit.add_logit_bias();
+    bias->set_id(id);
+    bias->set_bias(value);
+  }
+  submit.set_min_tokens(4);
+  submit.mutable_thinking()->set_max_tokens(50);
+  submit.mutable_thinking()->set_opened("think");
+  for (const char* family : {"think", "thought"}) {
+    internal::v1::MarkIds* close = submit.mutable_thinking()->add_close();
+    close->set_family(family);
+    for (int id : {20, 21}) close->add_ids(id);
+  }
   return submit;
 }
 
@@ -151,6 +174,37 @@ TEST(PlanCodec, Submit) {
   EXPECT_EQ(request->logprobs, -1);
   EXPECT_EQ(request->prompt_logprobs, 20);
   EXPECT_EQ(request->rope_mode, 1u);
+  EXPECT_EQ(request->sampling.min_p, 0.25f);
+  EXPECT_EQ(request->sampling.repetition_penalty, 1.5f);
+  EXPECT_EQ(request->sampling.presence_penalty, -2);
+  EXPECT_EQ(request->sampling.frequency_penalty, 2);
+  ASSERT_NE(request->sampling.bias, nullptr);
+  ASSERT_EQ(request->sampling.bias->size(), 2u);
+  EXPECT_EQ(request->sampling.bias->at(0).id, 3);
+  EXPECT_EQ(request->sampling.bias->at(0).bias, -100);
+  EXPECT_EQ(request->sampling.bias->at(1).id, 9);
+  EXPECT_EQ(request->sampling.bias->at(1).bias, 0.5f);
+  EXPECT_EQ(request->min_tokens, 4);
+  ASSERT_TRUE(request->thinking.has_value());
+  EXPECT_EQ(request->thinking->max_tokens, 50);
+  EXPECT_EQ(request->thinking->opened, "think");
+  ASSERT_EQ(request->thinking->close.size(), 2u);
+  EXPECT_EQ(request->thinking->close[1].family, "thought");
+  EXPECT_THAT(request->thinking->close[1].ids, ElementsAre(20, 21));
+}
+
+TEST(PlanCodec, WhatASubmitLeavesOutIsNone) {
+  internal::v1::Submit submit = ValidSubmit();
+  submit.clear_min_p();
+  submit.clear_logit_bias();
+  submit.clear_min_tokens();
+  submit.clear_thinking();
+  const absl::StatusOr<SequenceRequest> request = FromProto(submit, 77);
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(request->sampling.min_p, 0);
+  EXPECT_EQ(request->sampling.bias, nullptr);
+  EXPECT_EQ(request->min_tokens, 0);
+  EXPECT_FALSE(request->thinking.has_value());
 }
 
 TEST(PlanCodec, SubmitErrorsNameTheField) {
@@ -171,6 +225,7 @@ TEST(PlanCodec, SubmitErrorsNameTheField) {
   EXPECT_THAT(error([](auto* s) { s->set_top_k(-3); }), HasSubstr("top_k is -3"));
   EXPECT_THAT(error([](auto* s) { s->set_logprobs(21); }), HasSubstr("logprobs is 21"));
   EXPECT_THAT(error([](auto* s) { s->set_prompt_logprobs(-2); }), HasSubstr("prompt_logprobs is -2"));
+  EXPECT_THAT(error([](auto* s) { s->clear_repetition_penalty(); }), HasSubstr("repetition_penalty is 0"));
 }
 
 }  // namespace

@@ -308,7 +308,8 @@ TEST(CheckResult, NamesTheRow) {
   EXPECT_THAT(message(CheckResult({plain}, 10, {})), HasSubstr("1 logits rows has 0 sampled ids"));
   EXPECT_THAT(message(CheckResult({plain, plain}, 10, {{1, 10}, {}})),
               HasSubstr("logits row 1 has the sampled id 10"));
-  EXPECT_THAT(message(CheckResult({plain}, 10, {{-1}, {}})), HasSubstr("logits row 0 has the sampled id -1"));
+  EXPECT_THAT(message(CheckResult({plain}, 10, {{-2}, {}})), HasSubstr("logits row 0 has the sampled id -2"));
+  EXPECT_TRUE(CheckResult({plain}, 10, {{-1}, {}}).ok()) << "its sequence fails by itself";
   EXPECT_THAT(message(CheckResult({plain, with_logprobs}, 10, {{1, 2}, {}})),
               HasSubstr("row 1 has no log-prob"));
   EXPECT_THAT(message(CheckResult({plain}, 10, {{1}, {{}, {}}})), HasSubstr("has log-probabilities of 2"));
