@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/ggml_types.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
 
@@ -70,18 +71,6 @@ std::optional<DType> DTypeOfGgml(uint32_t type) {
     default:
       return std::nullopt;
   }
-}
-
-std::string GgmlTypeName(uint32_t type) {
-  static constexpr const char* kNames[] = {
-      "F32",   "F16",    "Q4_0", "Q4_1", "4",    "5",       "Q5_0",   "Q5_1",    "Q8_0",  "Q8_1",   "Q2_K",
-      "Q3_K",  "Q4_K",   "Q5_K", "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S",
-      "IQ2_S", "IQ4_XS", "I8",   "I16",  "I32",  "I64",     "F64",    "IQ1_M",   "BF16"};
-  if (type < std::size(kNames)) return kNames[type];
-  if (type == 34) return "TQ1_0";
-  if (type == 35) return "TQ2_0";
-  if (type == 39) return "MXFP4";
-  return absl::StrCat("number ", type);
 }
 
 // Reads little-endian values from a byte range; every read is checked against its end.
@@ -259,7 +248,7 @@ struct TensorInfo {
   uint64_t offset = 0;
 };
 
-absl::StatusOr<TensorInfo> ReadTensorInfo(Cursor& in) {
+absl::StatusOr<TensorInfo> ReadTensorInfo(Cursor& in, bool any_type) {
   TensorInfo info;
   PHX_ASSIGN_OR_RETURN(const std::string_view name, in.ReadString());
   if (name.empty() || name.size() > kMaxTensorNameBytes) {
@@ -289,19 +278,24 @@ absl::StatusOr<TensorInfo> ReadTensorInfo(Cursor& in) {
     info.tensor.dims.push_back(dim);
   }
   PHX_ASSIGN_OR_RETURN(const uint32_t type, in.Read<uint32_t>());
+  const GgmlType* ggml = FindGgmlType(type);
   const std::optional<DType> dtype = DTypeOfGgml(type);
-  if (!dtype) {
+  if (ggml == nullptr || (!dtype && !any_type)) {
     return fail(absl::StatusCode::kUnimplemented,
-                absl::StrCat("type ", GgmlTypeName(type),
+                absl::StrCat("type ", ggml == nullptr ? absl::StrCat("number ", type) : ToAbsl(ggml->name),
                              " is not supported; supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1"));
   }
-  info.tensor.dtype = *dtype;
-  if (info.tensor.dims[0] % BlockElements(*dtype) != 0) {
+  if (dtype) {
+    info.tensor.dtype = *dtype;
+  } else {
+    info.tensor.foreign_type = ggml->name;
+  }
+  if (info.tensor.dims[0] % ggml->block_elements != 0) {
     return fail(absl::StatusCode::kInvalidArgument,
                 absl::StrCat("innermost dimension ", info.tensor.dims[0], " is no multiple of the ",
-                             BlockElements(*dtype), " elements of a ", ToAbsl(DTypeName(*dtype)), " block"));
+                             ggml->block_elements, " elements of a ", ToAbsl(ggml->name), " block"));
   }
-  if (__builtin_mul_overflow(elements / BlockElements(*dtype), BlockBytes(*dtype), &info.tensor.bytes)) {
+  if (__builtin_mul_overflow(elements / ggml->block_elements, ggml->block_bytes, &info.tensor.bytes)) {
     return fail(absl::StatusCode::kInvalidArgument, "its size in bytes overflows 63 bits");
   }
   PHX_ASSIGN_OR_RETURN(info.offset, in.Read<uint64_t>());
@@ -359,7 +353,7 @@ uint64_t Fnv1a(uint64_t hash, const uint8_t* data, int64_t bytes) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path) {
+absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path, TensorTypes types) {
   // O_NONBLOCK: a pipe's open would wait for its writer.
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
@@ -381,7 +375,7 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path
   file->path_ = path;
   file->map_ = static_cast<const uint8_t*>(map);
   file->map_bytes_ = info.st_size;
-  if (const absl::Status status = file->Parse(); !status.ok()) return Annotate(status, path);
+  if (const absl::Status status = file->Parse(types); !status.ok()) return Annotate(status, path);
   return file;
 }
 
@@ -389,7 +383,7 @@ GgufFile::~GgufFile() {
   if (map_ != nullptr) munmap(const_cast<uint8_t*>(map_), static_cast<size_t>(map_bytes_));
 }
 
-absl::Status GgufFile::Parse() {
+absl::Status GgufFile::Parse(TensorTypes types) {
   const auto size = static_cast<uint64_t>(map_bytes_);
   Cursor in(map_, size);
   PHX_ASSIGN_OR_RETURN(const uint32_t magic, in.Read<uint32_t>());
@@ -434,7 +428,7 @@ absl::Status GgufFile::Parse() {
   std::vector<TensorInfo> infos;
   infos.reserve(num_tensors);
   for (uint64_t i = 0; i < num_tensors; ++i) {
-    absl::StatusOr<TensorInfo> info = ReadTensorInfo(in);
+    absl::StatusOr<TensorInfo> info = ReadTensorInfo(in, types == TensorTypes::kAny);
     if (!info.ok()) return Annotate(info.status(), absl::StrCat("description of tensor ", i));
     if (!tensor_index_.emplace(info->tensor.name, i).second) {
       return absl::InvalidArgumentError(absl::StrCat("tensor ", Quote(info->tensor.name), " appears twice"));

@@ -18,10 +18,14 @@ namespace phalanx {
 // A stored tensor. dims are innermost first as in the file: a matrix [out, in] has dims {in, out}.
 struct GgufTensor {
   std::string name;
-  DType dtype;
+  DType dtype = DType::kF32;
   std::vector<int64_t> dims;
-  const uint8_t* data;  // into the mapping; lives as long as the GgufFile
-  int64_t bytes;
+  const uint8_t* data = nullptr;  // into the mapping; lives as long as the GgufFile
+  int64_t bytes = 0;
+  // The name of a type of which we know only the size, with TensorTypes::kAny; dtype means nothing then.
+  std::string_view foreign_type = {};
+
+  std::string_view type_name() const { return foreign_type.empty() ? DTypeName(dtype) : foreign_type; }
 };
 
 // Arrays of strings are views into the mapping.
@@ -34,7 +38,10 @@ class GgufFile {
   // Errors name the file and the offending key, tensor or offset: NotFound (no such file), InvalidArgument
   // (not GGUF, truncated, impossible counts, tensor outside the file or overlapping header), Unimplemented
   // (a tensor type we do not read, named). Allocates no more than a small multiple of the header's size.
-  static absl::StatusOr<std::unique_ptr<GgufFile>> Open(const std::string& path);
+  // TensorTypes::kAny is for those who do not read the tensors' data.
+  enum class TensorTypes { kReadable, kAny };
+  static absl::StatusOr<std::unique_ptr<GgufFile>> Open(const std::string& path,
+                                                        TensorTypes types = TensorTypes::kReadable);
   ~GgufFile();
 
   const std::string& path() const { return path_; }
@@ -61,7 +68,7 @@ class GgufFile {
  private:
   GgufFile() = default;
   // Fills everything below from the mapping.
-  absl::Status Parse();
+  absl::Status Parse(TensorTypes types);
   template <typename T>
   absl::StatusOr<const T*> Get(std::string_view key, std::string_view wanted) const;
 

@@ -103,6 +103,11 @@ Share ShareOf(WeightPart part, const ModelConfig& c, const ShardPlan& plan, cons
   return {};
 }
 
+absl::Status TooLarge() {
+  return absl::InvalidArgumentError(
+      "the model's sizes multiply to more than 2^62 parameters or bytes; they cannot be right");
+}
+
 bool Contains(std::string_view name, std::string_view part) {
   return name.find(part) != std::string_view::npos;
 }
@@ -118,20 +123,29 @@ WeightSize WeightSizes::total() const {
   return sum;
 }
 
+absl::Status SetFormat(const ModelConfig& config, WeightFormat format, WeightSizes* sizes) {
+  Wide total = 0;
+  for (int i = 0; i < kNumWeightParts; ++i) {
+    const auto part = static_cast<WeightPart>(i);
+    const Wide bytes = PartBytes(config, part, (*sizes)[part].parameters, format);
+    total += bytes;
+    if (total > kMaxBytes) return TooLarge();
+    (*sizes)[part].bytes = static_cast<int64_t>(bytes);
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<WeightSizes> WeightSizesOf(const ModelConfig& config, WeightFormat format) {
   WeightSizes sizes;
   Wide total = 0;
   for (int i = 0; i < kNumWeightParts; ++i) {
     const auto part = static_cast<WeightPart>(i);
     const Wide parameters = PartParameters(config, part);
-    const Wide bytes = PartBytes(config, part, parameters, format);
-    total += bytes + parameters;
-    if (total > kMaxBytes) {
-      return absl::InvalidArgumentError(
-          "the model's sizes multiply to more than 2^62 parameters and bytes; they cannot be right");
-    }
-    sizes[part] = {static_cast<int64_t>(parameters), static_cast<int64_t>(bytes)};
+    total += parameters;
+    if (total > kMaxBytes) return TooLarge();
+    sizes[part].parameters = static_cast<int64_t>(parameters);
   }
+  PHX_RETURN_IF_ERROR(SetFormat(config, format, &sizes));
   return sizes;
 }
 
@@ -209,7 +223,7 @@ absl::StatusOr<MemoryEstimate> EstimateMemory(const ModelConfig& config, const W
     }
     const Wide kv_bytes = Wide{KvChannels(config, rank)} * options.kv_element_bytes;
     if (kv_bytes * kKvBlockTokens > kMaxBytes || bytes > kMaxBytes) {
-      return absl::InvalidArgumentError("more than 2^62 bytes on a rank; the model's sizes cannot be right");
+      return TooLarge();
     }
     const Wide usable = Wide{options.device_bytes} * 9 / 10 - kReservedBytes - bytes;
     // A rank without a KV head (more ranks than query heads) sets no bound by its cache, only by its weights.

@@ -55,6 +55,9 @@ enum class WeightFormat : uint8_t { kF32, kBf16, kFp8, kInt4 };
 // InvalidArgument where there are more than 2^62 bytes.
 absl::StatusOr<WeightSizes> WeightSizesOf(const ModelConfig& config, WeightFormat format);
 
+// Counts the bytes of `sizes` anew from its parameters.
+absl::Status SetFormat(const ModelConfig& config, WeightFormat format, WeightSizes* sizes);
+
 // The part a tensor belongs to, by its name in a GGUF file or a Hugging Face one. A fused query-key-value
 // matrix is kQuery; kSmall is what has no other part.
 WeightPart WeightPartOf(std::string_view tensor_name);

@@ -7,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/version.h"
+#include "client/inspect.h"
 
 namespace phalanx {
 
@@ -32,6 +33,18 @@ absl::Status Validate(const ClientConfig& c) {
   if (c.groups < 1) return bad("--groups ", c.groups, " is not >= 1");
   if (c.context_length < 0)
     return bad("--context ", c.context_length, " is not >= 1 (or 0 for the model's own)");
+  if (!c.device_memory.empty()) {
+    if (const auto size = ParseByteSize(c.device_memory); !size.ok()) {
+      return bad("--device-memory ", size.status().message());
+    }
+  }
+  if (c.kv_dtype != "bf16" && c.kv_dtype != "f32" && c.kv_dtype != "fp8") {
+    return bad("--kv-dtype '", c.kv_dtype, "' is not bf16, f32 or fp8");
+  }
+  if (c.weight_dtype != "as-is" && c.weight_dtype != "f32" && c.weight_dtype != "bf16" &&
+      c.weight_dtype != "fp8" && c.weight_dtype != "int4") {
+    return bad("--weight-dtype '", c.weight_dtype, "' is not as-is, f32, bf16, fp8 or int4");
+  }
   return absl::OkStatus();
 }
 
@@ -92,6 +105,17 @@ absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::option
   CLI::App* unload = app.add_subcommand("unload", "Stop serving a model");
   unload->add_option("name", c.name, "as `phalanx status` shows it")->required();
   unload->callback([&c] { c.command = Command::kUnload; });
+
+  CLI::App* inspect = app.add_subcommand("inspect", "What a model is and what memory it needs; no server");
+  inspect->add_option("path", c.path, "GGUF file, or Hugging Face folder with config.json")->required();
+  inspect->add_flag("--json", c.json, "as JSON");
+  inspect->add_option("--device-memory", c.device_memory, "of a rank, as 80GB or 79.1GiB: say what fits");
+  inspect->add_option("--context", c.context_length, "tokens of a sequence; 0: 32768, or the model's own");
+  inspect->add_option("--kv-dtype", c.kv_dtype, "of the KV cache: bf16, f32 or fp8")->capture_default_str();
+  inspect->add_option("--weight-dtype", c.weight_dtype, "as-is (as stored), f32, bf16, fp8 or int4")
+      ->capture_default_str();
+  inspect->add_option("--shards", c.shards, "0: the default of 8");
+  inspect->callback([&c] { c.command = Command::kInspect; });
 
   try {
     app.parse(argc, argv);

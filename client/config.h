@@ -10,7 +10,7 @@
 
 namespace phalanx {
 
-enum class Command { kChat, kStatus, kLoad, kUnload };
+enum class Command { kChat, kStatus, kLoad, kUnload, kInspect };
 
 struct ClientConfig {
   Command command = Command::kStatus;
@@ -29,15 +29,20 @@ struct ClientConfig {
   bool quiet = false;            // no usage line
   double timeout_seconds = 600;  // of one answer
 
-  // status
+  // status, inspect
   bool json = false;
 
-  // load, unload
+  // load, unload, inspect (path, shards, context_length)
   std::string path;
   std::string name;
   int tensor_parallel = 1, shards = 0, groups = 1, context_length = 0;
   std::string compute = "fast";
   double wait_seconds = 120;  // for READY after load; 0 returns at once
+
+  // inspect
+  std::string device_memory;  // of a rank, with its unit; empty: do not say what fits
+  std::string kv_dtype = "bf16";
+  std::string weight_dtype = "as-is";
 };
 
 // InvalidArgument naming the field, its value and what is right.

@@ -8,10 +8,12 @@
 #include "client/chat.h"
 #include "client/config.h"
 #include "client/connection.h"
+#include "client/inspect.h"
 
 namespace {
 
 absl::Status Run(const phalanx::ClientConfig& config) {
+  if (config.command == phalanx::Command::kInspect) return phalanx::RunInspect(config);
   auto channel = phalanx::Connect(config);
   if (!channel.ok()) return channel.status();
   switch (config.command) {
@@ -23,6 +25,8 @@ absl::Status Run(const phalanx::ClientConfig& config) {
       return phalanx::RunLoad(config, *channel);
     case phalanx::Command::kUnload:
       return phalanx::RunUnload(config, *channel);
+    case phalanx::Command::kInspect:
+      break;
   }
   return absl::InternalError("unknown command");
 }
