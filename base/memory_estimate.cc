@@ -222,7 +222,7 @@ absl::StatusOr<MemoryEstimate> EstimateMemory(const ModelConfig& config, const W
       bytes += (Wide{weights[part].bytes} * share.held + share.of - 1) / share.of;
     }
     const Wide kv_bytes = Wide{KvChannels(config, rank)} * options.kv_element_bytes;
-    if (kv_bytes * kKvBlockTokens > kMaxBytes || bytes > kMaxBytes) {
+    if (kv_bytes * kKvBlockTokens * blocks_per_sequence > kMaxBytes || bytes > kMaxBytes) {
       return TooLarge();
     }
     const Wide usable = Wide{options.device_bytes} * 9 / 10 - kReservedBytes - bytes;

@@ -29,27 +29,34 @@ class GenericReader {
     MoeConfig moe;
     moe.scaling_factor = 1;
     int expert_layers_from = 0;
-    const std::pair<const char*, int*> sizes[] = {
-        {"block_count", &c.num_layers},
+    // The limits of ModelConfigFromGguf.
+    constexpr int64_t kMaxLayers = 4096, kMaxHeads = 65536;
+    struct Key {
+      const char* name;
+      int* out;
+      int64_t max = kMaxSize;
+    };
+    const Key sizes[] = {
+        {"block_count", &c.num_layers, kMaxLayers},
         {"context_length", &c.context_length},
         {"embedding_length", &c.hidden_size},
         {"feed_forward_length", &c.ffn_size},
-        {"attention.head_count", &c.num_heads},
-        {"attention.head_count_kv", &c.num_kv_heads},
-        {"attention.key_length", &c.key_dim},
-        {"attention.value_length", &c.value_dim},
+        {"attention.head_count", &c.num_heads, kMaxHeads},
+        {"attention.head_count_kv", &c.num_kv_heads, kMaxHeads},
+        {"attention.key_length", &c.key_dim, kMaxHeads},
+        {"attention.value_length", &c.value_dim, kMaxHeads},
         {"attention.q_lora_rank", &mla.q_lora_rank},
         {"attention.kv_lora_rank", &mla.kv_lora_rank},
-        {"expert_count", &moe.num_experts},
+        {"expert_count", &moe.num_experts, kMaxHeads},
         {"expert_used_count", &moe.experts_per_token},
         {"expert_feed_forward_length", &moe.expert_ffn_size},
-        {"expert_shared_count", &moe.num_shared_experts},
+        {"expert_shared_count", &moe.num_shared_experts, kMaxHeads},
         {"expert_group_count", &moe.num_groups},
         {"expert_group_used_count", &moe.topk_groups},
-        {"leading_dense_block_count", &expert_layers_from},
-        {"nextn_predict_layers", &c.num_mtp_layers},
+        {"leading_dense_block_count", &expert_layers_from, kMaxLayers},
+        {"nextn_predict_layers", &c.num_mtp_layers, kMaxLayers},
     };
-    for (const auto& [key, out] : sizes) PHX_RETURN_IF_ERROR(Size(key, out));
+    for (const Key& key : sizes) PHX_RETURN_IF_ERROR(Size(key.name, key.out, key.max));
     if (c.num_heads > 0) {
       if (c.num_kv_heads == 0 && !Has("attention.head_count_kv")) c.num_kv_heads = c.num_heads;
       if (c.key_dim == 0) c.key_dim = c.hidden_size / c.num_heads;
@@ -78,16 +85,16 @@ class GenericReader {
   std::string Name(std::string_view key) const { return architecture_ + "." + std::string(key); }
   bool Has(std::string_view key) const { return file_.FindValue(Name(key)) != nullptr; }
 
-  absl::Status Size(std::string_view key, int* out) const {
+  absl::Status Size(std::string_view key, int* out, int64_t max = kMaxSize) const {
     const GgufValue* value = file_.FindValue(Name(key));
     if (value == nullptr ||
         !(std::holds_alternative<uint64_t>(*value) || std::holds_alternative<int64_t>(*value))) {
       return absl::OkStatus();
     }
     PHX_ASSIGN_OR_RETURN(const int64_t number, file_.GetInt(Name(key)));
-    if (number < 0 || number > kMaxSize) {
+    if (number < 0 || number > max) {
       return absl::InvalidArgumentError(
-          absl::StrCat(file_.path(), ": ", Name(key), " is ", number, ", must be 0 to ", kMaxSize));
+          absl::StrCat(file_.path(), ": ", Name(key), " is ", number, ", must be 0 to ", max));
     }
     *out = static_cast<int>(number);
     return absl::OkStatus();
@@ -100,8 +107,8 @@ class GenericReader {
 
   // Newer files give the latent's widths as key_length and value_length, and those of a head apart.
   absl::Status ReadMla(MlaConfig mla, ModelConfig& c) const {
-    PHX_RETURN_IF_ERROR(Size("attention.key_length_mla", &c.key_dim));
-    PHX_RETURN_IF_ERROR(Size("attention.value_length_mla", &c.value_dim));
+    PHX_RETURN_IF_ERROR(Size("attention.key_length_mla", &c.key_dim, 65536));
+    PHX_RETURN_IF_ERROR(Size("attention.value_length_mla", &c.value_dim, 65536));
     PHX_RETURN_IF_ERROR(Size("rope.dimension_count", &mla.rope_dim));
     mla.nope_dim = std::max(0, c.key_dim - mla.rope_dim);
     c.num_kv_heads = c.num_heads;

@@ -99,5 +99,103 @@ TEST(MemoryEstimateTest, RanksOfKnownModels) {
   }
 }
 
+// The latent cache is whole on every rank, and so are the matrices into it; experts are cut by number.
+TEST(MemoryEstimateTest, LatentAttentionAndExperts) {
+  const ModelConfig config = Known("deepseek-r1");
+  const auto sizes = WeightSizesOf(config, WeightFormat::kBf16);
+  ASSERT_TRUE(sizes.ok());
+  const MemoryOptions options{.num_shards = 16, .device_bytes = int64_t{141} << 30};
+  for (const int ranks : {1, 3, 16}) {
+    const auto estimate = EstimateMemory(config, *sizes, options, ranks);
+    ASSERT_TRUE(estimate.ok()) << estimate.status();
+    EXPECT_EQ(estimate->kv_bytes_per_token, 61 * 576 * 2);
+    const int64_t shards = (16 + ranks - 1) / ranks;  // of the fullest rank
+    const auto bytes = [&](WeightPart part) { return (*sizes)[part].bytes; };
+    const int64_t whole =
+        bytes(WeightPart::kEmbedding) + bytes(WeightPart::kLatent) + bytes(WeightPart::kSmall);
+    EXPECT_EQ(estimate->weight_bytes, whole + (sizes->total().bytes - whole) * shards / 16) << ranks;
+  }
+}
+
+TEST(MemoryEstimateTest, MoreRanksThanHeads) {
+  ModelConfig config;
+  config.num_layers = 2;
+  config.hidden_size = 64;
+  config.num_heads = 2;
+  config.num_kv_heads = 1;
+  config.key_dim = config.value_dim = 32;
+  config.ffn_size = 32;
+  config.vocab_size = 8;
+  const auto sizes = WeightSizesOf(config, WeightFormat::kBf16);
+  ASSERT_TRUE(sizes.ok());
+  const MemoryOptions options{.device_bytes = int64_t{4} << 30, .tokens = 33};
+  const auto estimate = EstimateMemory(config, *sizes, options, 8);
+  ASSERT_TRUE(estimate.ok()) << estimate.status();
+  EXPECT_EQ(estimate->kv_bytes_per_token, 2 * 64 * 2) << "two ranks have a head, and both the KV head";
+  // 33 tokens take two blocks; a rank with a head decides.
+  EXPECT_EQ(estimate->sequences, estimate->tokens / 64);
+  EXPECT_LE(estimate->tokens * 256, int64_t{4} * (1 << 30) * 9 / 10 - kReservedBytes);
+}
+
+TEST(MemoryEstimateTest, Refuses) {
+  ModelConfig config = Known("phi-4");
+  const auto sizes = WeightSizesOf(config, WeightFormat::kBf16);
+  ASSERT_TRUE(sizes.ok());
+  EXPECT_FALSE(EstimateMemory(config, *sizes, {}, 9).ok());
+  EXPECT_FALSE(EstimateMemory(config, *sizes, {.num_shards = 65}, 1).ok());
+  EXPECT_FALSE(EstimateMemory(config, *sizes, {.tokens = 0}, 1).ok());
+  EXPECT_FALSE(EstimateMemory(config, *sizes, {.device_bytes = -1}, 1).ok());
+  const auto small = EstimateMemory(config, *sizes, {.device_bytes = 1}, 1);
+  ASSERT_TRUE(small.ok());
+  EXPECT_EQ(small->sequences, 0);
+  EXPECT_EQ(small->tokens, 0);
+  config.num_layers = 4096;
+  config.hidden_size = config.ffn_size = config.vocab_size = 1 << 30;
+  config.num_heads = config.num_kv_heads = config.key_dim = config.value_dim = 65536;
+  EXPECT_THAT(std::string(WeightSizesOf(config, WeightFormat::kInt4).status().message()),
+              ::testing::HasSubstr("more than 2^62"));
+}
+
+TEST(MemoryEstimateTest, PartsByName) {
+  const std::pair<const char*, WeightPart> names[] = {
+      {"token_embd.weight", WeightPart::kEmbedding},
+      {"model.embed_tokens.weight", WeightPart::kEmbedding},
+      {"output.weight", WeightPart::kHead},
+      {"lm_head.weight", WeightPart::kHead},
+      {"output_norm.weight", WeightPart::kSmall},
+      {"model.norm.weight", WeightPart::kSmall},
+      {"blk.3.attn_norm.weight", WeightPart::kSmall},
+      {"blk.3.attn_q.bias", WeightPart::kQuery},
+      {"blk.3.attn_qkv.weight", WeightPart::kQuery},
+      {"blk.3.attn_output.weight", WeightPart::kQuery},
+      {"blk.3.attn_k.weight", WeightPart::kKeyValue},
+      {"blk.3.attn_v.bias", WeightPart::kKeyValue},
+      {"blk.3.attn_q_a.weight", WeightPart::kLatent},
+      {"blk.3.attn_q_a_norm.weight", WeightPart::kSmall},
+      {"blk.3.attn_q_b.weight", WeightPart::kQuery},
+      {"blk.3.attn_kv_a_mqa.weight", WeightPart::kLatent},
+      {"blk.3.attn_kv_b.weight", WeightPart::kQuery},
+      {"blk.3.ffn_gate.weight", WeightPart::kFfn},
+      {"blk.3.ffn_gate_inp.weight", WeightPart::kSmall},
+      {"blk.3.ffn_gate_exps.weight", WeightPart::kExperts},
+      {"blk.3.ffn_down_shexp.weight", WeightPart::kSharedExperts},
+      {"model.layers.3.self_attn.qkv_proj.weight", WeightPart::kQuery},
+      {"model.layers.3.self_attn.q_proj.bias", WeightPart::kQuery},
+      {"model.layers.3.self_attn.v_proj.weight", WeightPart::kKeyValue},
+      {"model.layers.3.self_attn.o_proj.weight", WeightPart::kQuery},
+      {"model.layers.3.self_attn.q_a_proj.weight_scale_inv", WeightPart::kLatent},
+      {"model.layers.3.self_attn.kv_a_proj_with_mqa.weight", WeightPart::kLatent},
+      {"model.layers.3.self_attn.kv_a_layernorm.weight", WeightPart::kSmall},
+      {"model.layers.3.self_attn.kv_b_proj.weight", WeightPart::kQuery},
+      {"model.layers.3.mlp.gate_up_proj.weight", WeightPart::kFfn},
+      {"model.layers.3.mlp.down_proj.weight", WeightPart::kFfn},
+      {"model.layers.3.mlp.gate.weight", WeightPart::kSmall},
+      {"model.layers.3.mlp.gate.e_score_correction_bias", WeightPart::kSmall},
+      {"model.layers.3.mlp.experts.12.gate_proj.weight", WeightPart::kExperts},
+      {"model.layers.3.mlp.shared_experts.up_proj.weight", WeightPart::kSharedExperts},
+  };
+  for (const auto& [name, part] : names) EXPECT_EQ(WeightPartOf(name), part) << name;
+}
+
 }  // namespace
 }  // namespace phalanx

@@ -156,6 +156,55 @@ TEST_F(InspectTest, GgufThatThisBuildCannotServe) {
   EXPECT_FALSE((*quantised)["tied_embeddings"].get<bool>());
 }
 
+// DeepSeek's keys: the cache is the latent, whatever head_count_kv says.
+TEST_F(InspectTest, GgufWithLatentAttention) {
+  GgufWriter w;
+  w.SetString("general.architecture", "deepseek2");
+  const std::pair<const char*, uint32_t> keys[] = {
+      {"block_count", 3},
+      {"context_length", 64},
+      {"embedding_length", 32},
+      {"feed_forward_length", 64},
+      {"attention.head_count", 4},
+      {"attention.head_count_kv", 1},
+      {"attention.key_length", 24},
+      {"attention.value_length", 16},
+      {"attention.key_length_mla", 12},
+      {"attention.value_length_mla", 8},
+      {"attention.kv_lora_rank", 16},
+      {"attention.q_lora_rank", 20},
+      {"rope.dimension_count", 8},
+      {"expert_count", 8},
+      {"expert_used_count", 2},
+      {"expert_feed_forward_length", 32},
+      {"expert_shared_count", 1},
+      {"leading_dense_block_count", 1},
+      {"rope.scaling.original_context_length", 16},
+  };
+  for (const auto& [key, value] : keys) w.SetU32(std::string("deepseek2.") + key, value);
+  w.SetF32("deepseek2.rope.freq_base", 10000);
+  w.SetString("deepseek2.rope.scaling.type", "yarn");
+  w.SetF32("deepseek2.rope.scaling.factor", 4);
+  w.AddTensor("token_embd.weight", DType::kF32, {32, 8}, std::vector<float>(256));
+  const std::string path = dir_ + "/mla.gguf";
+  ASSERT_TRUE(w.Write(path));
+  const auto report = Report(path);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_EQ((*report)["attention"]["key_channels"], 12);
+  EXPECT_EQ((*report)["attention"]["mla"]["kv_latent"], 16);
+  EXPECT_EQ((*report)["experts"]["first_dense_layers"], 1);
+  EXPECT_EQ((*report)["rope"]["kind"], "yarn");
+  EXPECT_EQ((*report)["rope"]["factor"], 4.0);
+  for (const ordered_json& rank : (*report)["memory"]["ranks"]) {
+    EXPECT_EQ(rank["kv_bytes_per_token"], 3 * (16 + 8) * 2);
+  }
+  EXPECT_THAT(RenderReport(*report), HasSubstr("MLA: a latent of 16 + 8 channels a token"));
+
+  w.SetU32("deepseek2.expert_group_count", 2'000'000'000);
+  ASSERT_TRUE(w.Write(path));
+  EXPECT_THAT(Error(path), HasSubstr("deepseek2.expert_group_count is 2000000000"));
+}
+
 TEST_F(InspectTest, HuggingFaceConfigAlone) {
   Write("config.json", KnownConfigText("phi-4-reasoning"));
   ClientConfig config;
