@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -20,8 +21,9 @@ class Tokenizer {
 
   // The tokens of `text`, without a BOS. parse_special: the names of control tokens stand for those tokens;
   // else they are text like any other, which is how text from users must be encoded. Names of user-defined
-  // tokens always stand for them. Bytes that have no token in the vocabulary are left out, as in Hugging
-  // Face's BPE. InvalidArgument naming the offset if `text` is not UTF-8. O(n log n).
+  // tokens always stand for them. Bytes that have no token in the vocabulary are left out unless it has an
+  // unknown or byte tokens, as in Hugging Face's BPE. InvalidArgument naming the offset if `text` is not
+  // UTF-8. O(n log n).
   virtual absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool parse_special) const = 0;
 
   int32_t vocab_size() const { return static_cast<int32_t>(token_bytes_.bytes.size()); }
@@ -39,6 +41,13 @@ class Tokenizer {
   std::vector<int32_t> stop_ids_;
   bool add_bos_ = false;
 };
+
+// From `directory`/tokenizer.json and tokenizer_config.json, Hugging Face's format (base/tokenizer_json.h):
+// byte-level BPE with the stages that pretokenizer.h names and NFC. BOS and whether to add it are those of
+// tokenizer_config.json, and of post_processor where that says nothing; its eos_token ends a turn.
+// Unimplemented naming a stage or an option that is not supported; NotFound / InvalidArgument naming file and
+// key.
+absl::StatusOr<std::unique_ptr<Tokenizer>> TokenizerFromDirectory(const std::string& directory);
 
 // From tokenizer.ggml.*. Unimplemented naming a tokenizer model or pre-tokenizer that is not supported;
 // NotFound / InvalidArgument naming missing or impossible keys. The file need not outlive the tokenizer.

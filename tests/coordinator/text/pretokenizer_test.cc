@@ -50,10 +50,10 @@ TEST(PretokenizerTest, LinearForEveryKindOfRun) {
 }
 
 TEST(PretokenizerTest, UnknownNameIsNamed) {
-  const absl::Status status = Pretokenizer::Create("llama-bpe").status();
+  const absl::Status status = Pretokenizer::Create("falcon").status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(status.message()),
-              ::testing::HasSubstr("'llama-bpe' is not supported; supported: 'smollm'"));
+              ::testing::HasSubstr("'falcon' is not supported; supported: 'smollm'"));
 }
 
 }  // namespace

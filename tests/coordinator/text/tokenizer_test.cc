@@ -4,12 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "coordinator/text/detokenizer.h"
 #include "tests/base/gguf_writer.h"
+#include "tests/testing/test_data.h"
 
 namespace phalanx {
 namespace {
@@ -115,8 +115,8 @@ TEST_F(TokenizerTest, Ends) {
 TEST_F(TokenizerTest, NamesWhatIsWrong) {
   const auto invalid = absl::StatusCode::kInvalidArgument;
   ExpectError({.model = "llama"}, absl::StatusCode::kUnimplemented, "'llama' is not supported");
-  ExpectError({.pre = "qwen2"}, absl::StatusCode::kUnimplemented,
-              "tokenizer.ggml.pre: pre-tokenizer 'qwen2'");
+  ExpectError({.pre = "falcon"}, absl::StatusCode::kUnimplemented,
+              "tokenizer.ggml.pre: pre-tokenizer 'falcon'");
   ExpectError({.eos = 19}, invalid, "tokenizer.ggml.eos_token_id is 19");
   ExpectError({.merges = {"a b", "ab"}}, invalid, "number 1, 'ab': must be two tokens");
   ExpectError({.merges = {" b"}}, invalid, "must be two tokens");
@@ -148,13 +148,11 @@ class SmolLM2Test : public ::testing::Test {
  protected:
   void SetUp() override {
     std::ifstream fixture(PHALANX_SOURCE_DIR "/tests/golden/smollm2_reference.json");
-    const char* dir = std::getenv("PHALANX_TEST_DATA");
-    if (!fixture || dir == nullptr) {
-      GTEST_SKIP() << "needs tests/golden/smollm2_reference.json and PHALANX_TEST_DATA set to a folder with "
-                      "SmolLM2-135M-Instruct.Q4_1.gguf";
-    }
+    ASSERT_TRUE(fixture);
+    const auto path = FindTestData("SmolLM2-135M-Instruct.Q4_1.gguf");
+    if (!path) GTEST_SKIP() << MissingTestData("SmolLM2-135M-Instruct.Q4_1.gguf");
     reference_ = nlohmann::json::parse(fixture);
-    const auto file = GgufFile::Open(std::string(dir) + "/SmolLM2-135M-Instruct.Q4_1.gguf");
+    const auto file = GgufFile::Open(*path);
     ASSERT_TRUE(file.ok()) << file.status();
     auto tokenizer = TokenizerFromGguf(**file);
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
