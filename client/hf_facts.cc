@@ -186,7 +186,12 @@ absl::StatusOr<ModelFacts> ReadHfFacts(const std::string& directory) {
     const WeightFormat format = facts.config.fp8            ? WeightFormat::kFp8
                                 : config.dtype == "float32" ? WeightFormat::kF32
                                                             : WeightFormat::kBf16;
-    PHX_ASSIGN_OR_RETURN(facts.weights, WeightSizesOf(facts.config, format));
+    auto sizes = WeightSizesOf(facts.config, format);
+    if (!sizes.ok()) {
+      return absl::Status(sizes.status().code(),
+                          absl::StrCat(directory, "/config.json: ", sizes.status().message()));
+    }
+    facts.weights = *sizes;
   }
 
   TokenBytes bytes;

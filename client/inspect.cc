@@ -1,7 +1,6 @@
 #include "client/inspect.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 
 #include "absl/strings/numbers.h"
@@ -32,6 +31,10 @@ constexpr WeightType kWeightTypes[] = {{"f32", WeightFormat::kF32},
                                        {"bf16", WeightFormat::kBf16},
                                        {"fp8", WeightFormat::kFp8},
                                        {"int4", WeightFormat::kInt4}};
+
+absl::Status Annotate(const absl::Status& status, const std::string& path) {
+  return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
+}
 
 // Null for what the files do not tell.
 ordered_json OrNull(int64_t value) { return value > 0 ? ordered_json(value) : ordered_json(); }
@@ -153,6 +156,7 @@ std::string MissingForMemory(const ModelConfig& c) {
   for (const auto& [name, value] : needed) {
     if (value < 1) return absl::StrCat("the file does not give one number for its ", name);
   }
+  if (c.num_heads % c.num_kv_heads != 0) return "its query heads are no multiple of its KV heads";
   return "";
 }
 
@@ -174,7 +178,8 @@ absl::Status AddMemory(const ModelFacts& facts, const ClientConfig& config, orde
   }
   WeightSizes weights = facts.weights;
   for (const WeightType& type : kWeightTypes) {
-    if (type.name == config.weight_dtype) PHX_RETURN_IF_ERROR(SetFormat(c, type.format, &weights));
+    if (type.name != config.weight_dtype) continue;
+    if (const absl::Status s = SetFormat(c, type.format, &weights); !s.ok()) return Annotate(s, facts.path);
   }
   if (c.context_length > 0 && options.tokens > c.context_length) {
     report["notes"].push_back(absl::StrCat("sequences of ", c.context_length,
@@ -183,7 +188,9 @@ absl::Status AddMemory(const ModelFacts& facts, const ClientConfig& config, orde
   }
   ordered_json ranks = ordered_json::array();
   for (int degree = 1; degree <= std::min(kMaxDegree, options.num_shards); ++degree) {
-    PHX_ASSIGN_OR_RETURN(const MemoryEstimate e, EstimateMemory(c, weights, options, degree));
+    const absl::StatusOr<MemoryEstimate> estimate = EstimateMemory(c, weights, options, degree);
+    if (!estimate.ok()) return Annotate(estimate.status(), facts.path);
+    const MemoryEstimate& e = *estimate;
     ordered_json row = {
         {"ranks", degree}, {"weight_bytes", e.weight_bytes}, {"kv_bytes_per_token", e.kv_bytes_per_token}};
     if (options.device_bytes > 0) {

@@ -307,6 +307,28 @@ TEST_F(InspectTest, WhatCannotBeComputedIsANote) {
                         "for its query heads"));
 }
 
+TEST_F(InspectTest, SizesThatCannotBeRight) {
+  json config = json::parse(KnownConfigText("llama-3.2-3b-instruct"));
+  for (const char* key : {"hidden_size", "intermediate_size", "vocab_size"}) config[key] = 1 << 30;
+  config["num_hidden_layers"] = 4096;
+  Write("config.json", config.dump());
+  EXPECT_THAT(Error(dir_), HasSubstr("config.json: the model's sizes multiply to more than 2^62"));
+  Write("config.json", KnownConfigText("phi-4"));
+  ClientConfig options;
+  options.shards = 65;
+  EXPECT_THAT(std::string(Report(dir_, options).status().message()),
+              HasSubstr(dir_ + ": number of shards is 65"));
+
+  GgufWriter w = TinyLlama("strange");
+  w.SetU32("strange.attention.key_length", 65536);
+  const std::string path = dir_ + "/strange.gguf";
+  ASSERT_TRUE(w.Write(path));
+  EXPECT_TRUE(Report(path).ok());
+  w.SetU32("strange.attention.value_length", 65537);
+  ASSERT_TRUE(w.Write(path));
+  EXPECT_THAT(Error(path), HasSubstr("strange.attention.value_length is 65537, must be 0 to 65536"));
+}
+
 TEST_F(InspectTest, SafetensorsHeaders) {
   const auto error = [&](const json& entry) {
     WriteSafetensors("x.safetensors", {{"t", entry}}, 64);
