@@ -154,7 +154,7 @@ absl::StatusOr<std::shared_ptr<const LoadedModel>> OpenModel(ModelSpec spec) {
 absl::StatusOr<std::vector<int32_t>> LoadedModel::Tokenize(const RequestFields& fields) const {
   switch (fields.prompt) {
     case PromptKind::kChat:
-      return EncodeChat(fields.chat, *chat_template, *tokenizer, control_names);
+      return EncodeChat(fields.chat, *chat_template, *tokenizer, control_names, fields.chat_options);
     case PromptKind::kText:
       return EncodeText(fields.text, *tokenizer);
     default:

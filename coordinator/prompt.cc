@@ -8,11 +8,46 @@
 namespace phalanx::coordinator {
 namespace {
 
-constexpr std::string_view kReplacement = "\xef\xbf\xbd";
-
 std::string NameOf(const Tokenizer& tokenizer, std::optional<int32_t> id) {
   return id ? tokenizer.token_bytes().bytes[static_cast<size_t>(*id)] : "";
 }
+
+std::vector<ChatMessage> MessagesOf(const std::vector<Message>& chat) {
+  std::vector<ChatMessage> messages;
+  for (const Message& m : chat) {
+    ChatMessage message{m.role, m.content, m.reasoning, {}, m.tool_call_id, m.name};
+    for (const ToolCall& call : m.tool_calls)
+      message.tool_calls.push_back({call.id, call.name, call.arguments});
+    messages.push_back(std::move(message));
+  }
+  return messages;
+}
+
+phalanx::SystemPrompt PolicyOf(SystemPrompt policy) {
+  switch (policy) {
+    case SystemPrompt::kHonour:
+      return phalanx::SystemPrompt::kHonour;
+    case SystemPrompt::kModel:
+      return phalanx::SystemPrompt::kModel;
+    case SystemPrompt::kAppend:
+      return phalanx::SystemPrompt::kAppend;
+  }
+  return phalanx::SystemPrompt::kHonour;
+}
+
+// Whether a user wrote a byte of text[begin, end).
+class Origin {
+ public:
+  explicit Origin(const std::vector<size_t>& borders) : borders_(borders) {}
+
+  bool HasUser(size_t begin, size_t end) const {
+    const auto border = std::upper_bound(borders_.begin(), borders_.end(), begin);
+    return (border - borders_.begin()) % 2 == 1 || (border != borders_.end() && *border < end);
+  }
+
+ private:
+  const std::vector<size_t>& borders_;
+};
 
 }  // namespace
 
@@ -28,81 +63,62 @@ ControlNames::ControlNames(const TokenBytes& table) {
   for (size_t b = 1; b < first_.size(); ++b) first_[b] += first_[b - 1];
 }
 
-bool ControlNames::IsName(std::string_view text) const {
-  if (text.empty()) return false;
-  const auto byte = static_cast<uint8_t>(text[0]);
+size_t ControlNames::LengthAt(std::string_view text, size_t at) const {
+  const auto byte = static_cast<uint8_t>(text[at]);
   for (size_t n = first_[byte]; n < first_[byte + 1u]; ++n) {
-    if (names_[n] == text) return true;
+    if (text.substr(at, names_[n].size()) == names_[n]) return names_[n].size();
   }
-  return false;
-}
-
-std::string ControlNames::Fence(std::string_view text) const {
-  std::string out;
-  out.reserve(text.size());
-  for (size_t i = 0; i < text.size();) {
-    const auto byte = static_cast<uint8_t>(text[i]);
-    size_t length = 0;
-    for (size_t n = first_[byte]; n < first_[byte + 1u] && length == 0; ++n) {
-      if (text.substr(i, names_[n].size()) == names_[n]) length = names_[n].size();
-    }
-    if (length > 0) {
-      out += kFenceBegin;
-      out += text.substr(i, length);
-      out += kFenceEnd;
-      i += length;
-      continue;
-    }
-    if (text[i] == kFenceBegin || text[i] == kFenceEnd) {
-      out += kReplacement;
-    } else {
-      out += text[i];
-    }
-    ++i;
-  }
-  return out;
+  return 0;
 }
 
 absl::StatusOr<std::vector<int32_t>> EncodeChat(const std::vector<Message>& chat,
                                                 const ChatTemplate& chat_template, const Tokenizer& tokenizer,
-                                                const ControlNames& names) {
-  std::vector<ChatMessage> messages;
-  for (const Message& message : chat) messages.push_back({message.role, names.Fence(message.content)});
-  RenderOptions options;
-  options.add_generation_prompt = true;
-  options.bos_token = NameOf(tokenizer, tokenizer.bos_id());
-  options.eos_token = NameOf(tokenizer, tokenizer.eos_id());
-  PHX_ASSIGN_OR_RETURN(const std::string rendered, chat_template.Render(messages, options));
+                                                const ControlNames& names, const ChatOptions& options) {
+  RenderOptions render;
+  render.continue_final_message = options.continue_final_message;
+  render.add_generation_prompt = options.add_generation_prompt.value_or(!options.continue_final_message);
+  render.bos_token = NameOf(tokenizer, tokenizer.bos_id());
+  render.eos_token = NameOf(tokenizer, tokenizer.eos_id());
+  render.tools = options.tools;
+  render.variables = options.template_kwargs;
+  render.date = options.date;
+  render.system_prompt = PolicyOf(options.system_prompt);
+  PHX_ASSIGN_OR_RETURN(const RenderedChat rendered, chat_template.RenderChat(MessagesOf(chat), render));
 
+  const std::string_view text = rendered.text;
+  const Origin origin(rendered.borders);
   std::vector<int32_t> ids;
-  const auto encode = [&](std::string_view part, bool parse_special) -> absl::Status {
-    if (part.empty()) return absl::OkStatus();
-    PHX_ASSIGN_OR_RETURN(const std::vector<int32_t> more, tokenizer.Encode(part, parse_special));
+  const auto encode = [&](size_t begin, size_t end, bool parse_special) -> absl::Status {
+    if (begin == end) return absl::OkStatus();
+    PHX_ASSIGN_OR_RETURN(const std::vector<int32_t> more,
+                         tokenizer.Encode(text.substr(begin, end - begin), parse_special));
     ids.insert(ids.end(), more.begin(), more.end());
     return absl::OkStatus();
   };
-  // A template may cut a text anywhere: a fence that lost its other half is dropped and fences nothing.
-  constexpr std::string_view kFences("\x02\x03", 2);
-  std::string open;  // outside fences, not yet encoded
-  std::string_view rest = rendered;
-  while (true) {
-    const size_t begin = rest.find_first_of(kFences);
-    open += rest.substr(0, begin);
-    if (begin == std::string_view::npos) break;
-    const bool opens = rest[begin] == ControlNames::kFenceBegin;
-    rest.remove_prefix(begin + 1);
-    if (!opens) continue;
-    const size_t end = rest.find_first_of(kFences);
-    if (end == std::string_view::npos || rest[end] != ControlNames::kFenceEnd ||
-        !names.IsName(rest.substr(0, end))) {
-      continue;
+  // Text is cut at control tokens only, so that its tokens are those of the whole. A stretch between two of
+  // them that has a user's name in it is encoded as text; the rest is encoded at once.
+  size_t done = 0;    // encoded so far
+  size_t behind = 0;  // the end of the last control token
+  bool as_text = false;
+  for (size_t at = 0; at < text.size();) {
+    const size_t length = names.LengthAt(text, at);
+    if (length == 0) {
+      ++at;
+    } else if (origin.HasUser(at, at + length)) {
+      as_text = true;
+      ++at;
+    } else {
+      if (as_text) {
+        PHX_RETURN_IF_ERROR(encode(done, behind, /*parse_special=*/true));
+        PHX_RETURN_IF_ERROR(encode(behind, at, /*parse_special=*/false));
+        done = at;
+        as_text = false;
+      }
+      behind = at += length;
     }
-    PHX_RETURN_IF_ERROR(encode(open, /*parse_special=*/true));
-    open.clear();
-    PHX_RETURN_IF_ERROR(encode(rest.substr(0, end), /*parse_special=*/false));
-    rest.remove_prefix(end + 1);
   }
-  PHX_RETURN_IF_ERROR(encode(open, /*parse_special=*/true));
+  PHX_RETURN_IF_ERROR(encode(done, as_text ? behind : text.size(), /*parse_special=*/true));
+  if (as_text) PHX_RETURN_IF_ERROR(encode(behind, text.size(), /*parse_special=*/false));
   return ids;
 }
 

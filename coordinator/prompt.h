@@ -1,5 +1,5 @@
-// A chat to token ids. What users write stays text: the name of a control token in a message's content does
-// not become that token.
+// A chat to token ids. What users write stays text: the name of a control token in a message, a tool or a
+// variable does not become that token.
 #pragma once
 
 #include <cstdint>
@@ -14,20 +14,14 @@
 
 namespace phalanx::coordinator {
 
-// Finds the names of a tokenizer's control tokens in text. Thread safety: immutable.
+// The names of a tokenizer's control tokens. Thread safety: immutable.
 class ControlNames {
  public:
   ControlNames() = default;
   explicit ControlNames(const TokenBytes& table);
 
-  // `text` with every name fenced: kFenceBegin name kFenceEnd; those two bytes elsewhere in `text` become
-  // U+FFFD.
-  std::string Fence(std::string_view text) const;
-  // Whether `text` is one of the names.
-  bool IsName(std::string_view text) const;
-
-  static constexpr char kFenceBegin = '\x02';
-  static constexpr char kFenceEnd = '\x03';
+  // The longest name that `text` has at byte `at`, as its size; 0 if there is none.
+  size_t LengthAt(std::string_view text, size_t at) const;
 
  private:
   std::vector<std::string> names_;  // longest first within an equal first byte
@@ -35,11 +29,12 @@ class ControlNames {
   std::vector<size_t> first_ = std::vector<size_t>(257, 0);
 };
 
-// Renders `chat` with the generation prompt and encodes it: names of control tokens that the template wrote
-// stand for those tokens, fenced ones are text. Errors are the template's and the tokenizer's.
+// Renders `chat`, with the generation prompt unless the options say otherwise, and encodes it: names of
+// control tokens that the template wrote stand for those tokens; where users wrote any part of a name, it is
+// text. Errors are the template's and the tokenizer's.
 absl::StatusOr<std::vector<int32_t>> EncodeChat(const std::vector<Message>& chat,
                                                 const ChatTemplate& chat_template, const Tokenizer& tokenizer,
-                                                const ControlNames& names);
+                                                const ControlNames& names, const ChatOptions& options = {});
 
 // Encodes `text` as it is, control tokens included, behind BOS where the model wants one.
 absl::StatusOr<std::vector<int32_t>> EncodeText(std::string_view text, const Tokenizer& tokenizer);

@@ -5,14 +5,12 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
+#include "coordinator/text/jinja_functions.h"
 
 namespace phalanx::jinja {
 namespace {
 
 using Kind = Expr::Kind;
-
-constexpr std::string_view kLoopAttributes[] = {"first",     "last",   "index",    "index0",  "revindex",
-                                                "revindex0", "length", "previtem", "nextitem"};
 
 template <typename... Args>
 std::vector<ExprPtr> MakeArgs(Args... args) {
@@ -22,13 +20,6 @@ std::vector<ExprPtr> MakeArgs(Args... args) {
 }
 
 }  // namespace
-
-absl::Status ExprParser::CheckCalls() const {
-  for (const UnknownCall& call : unknown_calls_) {
-    if (guarded_.count(call.name) == 0) return call.error;
-  }
-  return absl::OkStatus();
-}
 
 absl::Status ExprParser::Unexpected(const std::string& wanted) const {
   const std::string found =
@@ -131,22 +122,27 @@ absl::StatusOr<ExprPtr> ExprParser::ParseNot() {
 
 absl::StatusOr<ExprPtr> ExprParser::ParseCompare() {
   PHX_ASSIGN_OR_RETURN(ExprPtr left, ParseSum());
-  bool compared = false;
+  ExprPtr compare;
   while (true) {
     const int line = Now().line;
-    const bool negated = IsName("not") && Ahead(1).kind == Token::Kind::kName && Ahead(1).text == "in";
-    const bool symbol = IsOp("==") || IsOp("!=") || IsOp("<") || IsOp("<=") || IsOp(">") || IsOp(">=");
-    if (!symbol && !negated && !IsName("in")) return left;
-    if (compared) return Unsupported(line, "a chained comparison");
-    compared = true;
-    if (negated) Take();
-    const std::string op = Take().text;
-    PHX_ASSIGN_OR_RETURN(ExprPtr right, ParseSum());
-    PHX_ASSIGN_OR_RETURN(left, Node(Kind::kBinary, line, op, MakeArgs(std::move(left), std::move(right))));
-    if (negated) {
-      PHX_ASSIGN_OR_RETURN(left, Node(Kind::kNot, line, "", MakeArgs(std::move(left))));
+    std::string op;
+    if (IsOp("==") || IsOp("!=") || IsOp("<") || IsOp("<=") || IsOp(">") || IsOp(">=") || IsName("in")) {
+      op = Take().text;
+    } else if (IsName("not") && Ahead(1).kind == Token::Kind::kName && Ahead(1).text == "in") {
+      Take(), Take();
+      op = "not in";
+    } else {
+      break;
     }
+    PHX_ASSIGN_OR_RETURN(ExprPtr right, ParseSum());
+    if (compare == nullptr) {
+      PHX_ASSIGN_OR_RETURN(compare, Node(Kind::kCompare, line, "", MakeArgs(std::move(left))));
+    }
+    compare->operators.push_back(std::move(op));
+    compare->args.push_back(std::move(right));
+    PHX_RETURN_IF_ERROR(Measure(compare.get()));
   }
+  return compare != nullptr ? std::move(compare) : std::move(left);
 }
 
 absl::StatusOr<ExprPtr> ExprParser::ParseSum() {
@@ -154,13 +150,23 @@ absl::StatusOr<ExprPtr> ExprParser::ParseSum() {
 }
 
 absl::StatusOr<ExprPtr> ExprParser::ParseConcat() {
-  return LeftAssociative({"~"}, &ExprParser::ParseProduct);
+  PHX_ASSIGN_OR_RETURN(ExprPtr first, ParseProduct());
+  if (!IsOp("~")) return first;
+  const int line = Now().line;
+  std::vector<ExprPtr> args = MakeArgs(std::move(first));
+  while (SkipOp("~")) {
+    PHX_ASSIGN_OR_RETURN(ExprPtr next, ParseProduct());
+    args.push_back(std::move(next));
+  }
+  return Node(Kind::kConcat, line, "", std::move(args));
 }
 
 absl::StatusOr<ExprPtr> ExprParser::ParseProduct() {
-  PHX_ASSIGN_OR_RETURN(ExprPtr product, LeftAssociative({"*", "//", "%"}, &ExprParser::ParseOperand));
-  if (IsOp("/") || IsOp("**")) return Unsupported(Now().line, absl::StrCat("operator ", Now().text));
-  return product;
+  return LeftAssociative({"*", "/", "//", "%"}, &ExprParser::ParsePower);
+}
+
+absl::StatusOr<ExprPtr> ExprParser::ParsePower() {
+  return LeftAssociative({"**"}, &ExprParser::ParseOperand);
 }
 
 absl::StatusOr<ExprPtr> ExprParser::ParseOperand() { return ParseUnary(/*with_filter=*/true); }
@@ -200,6 +206,13 @@ absl::StatusOr<ExprPtr> ExprParser::ParsePrimary() {
       literal->value = Value::Int(number);
       return literal;
     }
+    case Token::Kind::kFloat: {
+      Take();
+      double number = 0;
+      if (!absl::SimpleAtod(token.text, &number)) return Unexpected("a number");
+      literal->value = Value::Float(number);
+      return literal;
+    }
     case Token::Kind::kName:
       if (token.text == "true" || token.text == "True" || token.text == "false" || token.text == "False") {
         literal->value = Value::Bool(token.text[0] == 't' || token.text[0] == 'T');
@@ -215,13 +228,8 @@ absl::StatusOr<ExprPtr> ExprParser::ParsePrimary() {
       Take();
       return literal;
     case Token::Kind::kOperator:
-      if (SkipOp("(")) {
-        if (IsOp(")")) return Unsupported(token.line, "a tuple");
-        PHX_ASSIGN_OR_RETURN(ExprPtr inner, ParseExpr());
-        if (IsOp(",")) return Unsupported(token.line, "a tuple");
-        PHX_RETURN_IF_ERROR(ExpectOp(")"));
-        return inner;
-      }
+      if (token.text == "(") return ParseParentheses();
+      if (token.text == "{") return ParseDict();
       if (SkipOp("[")) {
         std::vector<ExprPtr> items;
         while (!IsOp("]")) {
@@ -233,47 +241,133 @@ absl::StatusOr<ExprPtr> ExprParser::ParsePrimary() {
         Take();
         return Node(Kind::kList, token.line, "", std::move(items));
       }
-      if (IsOp("{")) return Unsupported(token.line, "a mapping literal {...}");
       return Unexpected("a value");
     default:
       return Unexpected("a value");
   }
 }
 
+absl::StatusOr<ExprPtr> ExprParser::ParseParentheses() {
+  const int line = Take().line;
+  std::vector<ExprPtr> items;
+  bool tuple = true;
+  while (!IsOp(")")) {
+    if (!items.empty()) PHX_RETURN_IF_ERROR(ExpectOp(","));
+    if (IsOp(")")) break;
+    PHX_ASSIGN_OR_RETURN(ExprPtr item, ParseExpr());
+    items.push_back(std::move(item));
+    tuple = items.size() > 1 || IsOp(",");
+  }
+  Take();
+  if (!tuple) return std::move(items[0]);
+  return Node(Kind::kTuple, line, "", std::move(items));
+}
+
+absl::StatusOr<ExprPtr> ExprParser::ParseDict() {
+  const int line = Take().line;
+  std::vector<ExprPtr> items;
+  while (!IsOp("}")) {
+    if (!items.empty()) PHX_RETURN_IF_ERROR(ExpectOp(","));
+    if (IsOp("}")) break;
+    PHX_ASSIGN_OR_RETURN(ExprPtr key, ParseExpr());
+    items.push_back(std::move(key));
+    PHX_RETURN_IF_ERROR(ExpectOp(":"));
+    PHX_ASSIGN_OR_RETURN(ExprPtr value, ParseExpr());
+    items.push_back(std::move(value));
+  }
+  Take();
+  return Node(Kind::kDict, line, "", std::move(items));
+}
+
+absl::StatusOr<ExprPtr> ExprParser::ParseTuple() {
+  const int line = Now().line;
+  PHX_ASSIGN_OR_RETURN(ExprPtr first, ParseExpr());
+  if (!IsOp(",")) return first;
+  std::vector<ExprPtr> items = MakeArgs(std::move(first));
+  while (SkipOp(",")) {
+    if (Now().kind == Token::Kind::kVariableEnd || Now().kind == Token::Kind::kBlockEnd) break;
+    PHX_ASSIGN_OR_RETURN(ExprPtr item, ParseExpr());
+    items.push_back(std::move(item));
+  }
+  return Node(Kind::kTuple, line, "", std::move(items));
+}
+
+absl::StatusOr<ExprPtr> ExprParser::ParseIterated() {
+  const int line = Now().line;
+  PHX_ASSIGN_OR_RETURN(ExprPtr first, Deeper(&ExprParser::ParseOr));
+  if (!IsOp(",")) return first;
+  std::vector<ExprPtr> items = MakeArgs(std::move(first));
+  while (SkipOp(",")) {
+    if (Now().kind == Token::Kind::kBlockEnd || IsName("if") || IsName("recursive")) break;
+    PHX_ASSIGN_OR_RETURN(ExprPtr item, Deeper(&ExprParser::ParseOr));
+    items.push_back(std::move(item));
+  }
+  return Node(Kind::kTuple, line, "", std::move(items));
+}
+
+absl::StatusOr<std::string> ExprParser::ParseVariable() {
+  const int line = Now().line;
+  PHX_ASSIGN_OR_RETURN(std::string name, ExpectName());
+  for (const char* constant :
+       {"true", "false", "none", "True", "False", "None", "not", "and", "or", "in", "is", "if", "else"}) {
+    if (name == constant) {
+      return ErrorAt(line, absl::StatusCode::kInvalidArgument,
+                     absl::StrCat("'", name, "' cannot be a variable"));
+    }
+  }
+  return name;
+}
+
+absl::StatusOr<Target> ExprParser::ParseTarget() {
+  if (++nesting_ > kMaxNesting) return Unsupported(Now().line, "a tuple this deep");
+  const bool parentheses = SkipOp("(");
+  Target tuple;
+  bool several = false;
+  while (true) {
+    if (IsOp("(")) {
+      PHX_ASSIGN_OR_RETURN(Target part, ParseTarget());
+      tuple.parts.push_back(std::move(part));
+    } else {
+      PHX_ASSIGN_OR_RETURN(std::string name, ParseVariable());
+      tuple.parts.push_back(Target{std::move(name)});
+    }
+    if (!SkipOp(",")) break;
+    several = true;
+    if (IsName("in") || IsOp("=") || IsOp(")")) break;
+  }
+  if (parentheses) PHX_RETURN_IF_ERROR(ExpectOp(")"));
+  --nesting_;
+  if (several) return tuple;
+  Target one = std::move(tuple.parts[0]);
+  return one;
+}
+
 absl::StatusOr<ExprPtr> ExprParser::ParsePostfix(ExprPtr expr) {
   while (true) {
     const int line = Now().line;
     if (SkipOp(".")) {
+      if (Now().kind == Token::Kind::kInteger) {
+        PHX_ASSIGN_OR_RETURN(ExprPtr index, ParsePrimary());
+        PHX_ASSIGN_OR_RETURN(expr, Node(Kind::kIndex, line, "", MakeArgs(std::move(expr), std::move(index))));
+        continue;
+      }
       PHX_ASSIGN_OR_RETURN(std::string name, ExpectName());
-      if (expr->kind == Kind::kName && expr->name == "loop" &&
-          std::find(std::begin(kLoopAttributes), std::end(kLoopAttributes), name) ==
-              std::end(kLoopAttributes)) {
-        return Unsupported(line, absl::StrCat("loop.", name));
-      }
-      const Kind kind = IsOp("(") ? Kind::kMethod : Kind::kAttribute;
-      PHX_ASSIGN_OR_RETURN(expr, Node(kind, line, std::move(name), MakeArgs(std::move(expr))));
-      if (kind == Kind::kMethod) {
-        PHX_RETURN_IF_ERROR(ParseArguments(expr.get()));
-        PHX_RETURN_IF_ERROR(Check(CallKind::kMethod, *expr, 1));
-      }
+      PHX_ASSIGN_OR_RETURN(expr, Node(Kind::kAttribute, line, std::move(name), MakeArgs(std::move(expr))));
     } else if (IsOp("[")) {
       PHX_ASSIGN_OR_RETURN(expr, ParseSubscript(std::move(expr)));
     } else if (IsOp("(")) {
-      if (expr->kind != Kind::kName)
-        return Unsupported(line, "a call of something other than a name or a method");
-      expr->kind = Kind::kCall;
-      PHX_RETURN_IF_ERROR(ParseArguments(expr.get()));
-      // A function that is not there is no error where the template asks for it first.
-      const absl::Status known = Check(CallKind::kFunction, *expr, 0);
-      if (known.code() == absl::StatusCode::kUnimplemented) {
-        unknown_calls_.push_back({expr->name, known});
-      } else {
-        PHX_RETURN_IF_ERROR(known);
-      }
+      PHX_ASSIGN_OR_RETURN(expr, ParseCall(std::move(expr)));
     } else {
       return expr;
     }
   }
+}
+
+absl::StatusOr<ExprPtr> ExprParser::ParseCall(ExprPtr callee) {
+  const int line = Now().line;
+  PHX_ASSIGN_OR_RETURN(ExprPtr call, Node(Kind::kCall, line, "", MakeArgs(std::move(callee))));
+  PHX_RETURN_IF_ERROR(ParseArguments(call.get()));
+  return call;
 }
 
 absl::StatusOr<ExprPtr> ExprParser::ParseSubscript(ExprPtr expr) {
@@ -299,18 +393,32 @@ absl::StatusOr<ExprPtr> ExprParser::ParseSubscript(ExprPtr expr) {
   return Node(Kind::kSlice, line, "", std::move(args));
 }
 
+absl::StatusOr<ExprPtr> ExprParser::ParseFilter(ExprPtr expr) {
+  const int line = Now().line;
+  PHX_ASSIGN_OR_RETURN(std::string name, ExpectName());
+  const absl::Status known = CheckFilter(name);
+  if (!known.ok()) return ErrorAt(line, known.code(), std::string(known.message()));
+  PHX_ASSIGN_OR_RETURN(ExprPtr filter, Node(Kind::kFilter, line, std::move(name), MakeArgs(std::move(expr))));
+  if (IsOp("(")) PHX_RETURN_IF_ERROR(ParseArguments(filter.get()));
+  return filter;
+}
+
+absl::StatusOr<ExprPtr> ExprParser::ParseBlockFilter() {
+  PHX_ASSIGN_OR_RETURN(ExprPtr filter, ParseFilter(nullptr));
+  while (SkipOp("|")) {
+    PHX_ASSIGN_OR_RETURN(filter, ParseFilter(std::move(filter)));
+  }
+  return filter;
+}
+
 absl::StatusOr<ExprPtr> ExprParser::ParseFilters(ExprPtr expr) {
   while (true) {
-    const int line = Now().line;
     if (SkipOp("|")) {
-      PHX_ASSIGN_OR_RETURN(std::string name, ExpectName());
-      PHX_ASSIGN_OR_RETURN(expr, Node(Kind::kFilter, line, std::move(name), MakeArgs(std::move(expr))));
-      if (IsOp("(")) PHX_RETURN_IF_ERROR(ParseArguments(expr.get()));
-      PHX_RETURN_IF_ERROR(Check(CallKind::kFilter, *expr, 1));
+      PHX_ASSIGN_OR_RETURN(expr, ParseFilter(std::move(expr)));
     } else if (SkipName("is")) {
       PHX_ASSIGN_OR_RETURN(expr, ParseTest(std::move(expr)));
     } else if (IsOp("(")) {
-      return Unsupported(line, "a call of something other than a name or a method");
+      PHX_ASSIGN_OR_RETURN(expr, ParseCall(std::move(expr)));
     } else {
       return expr;
     }
@@ -321,14 +429,21 @@ absl::StatusOr<ExprPtr> ExprParser::ParseTest(ExprPtr expr) {
   const int line = Now().line;
   const bool negated = SkipName("not");
   PHX_ASSIGN_OR_RETURN(std::string name, ExpectName());
-  const Token::Kind next = Now().kind;
-  if (next == Token::Kind::kString || next == Token::Kind::kInteger || IsOp("(") || IsOp("[") || IsOp("{") ||
-      (next == Token::Kind::kName && !IsName("else") && !IsName("or") && !IsName("and"))) {
-    return Unsupported(line, absl::StrCat("test '", name, "' with an argument"));
-  }
-  if (name == "defined" && expr->kind == Kind::kName) guarded_.insert(expr->name);
+  const absl::Status known = CheckTest(name);
+  if (!known.ok()) return ErrorAt(line, known.code(), std::string(known.message()));
   PHX_ASSIGN_OR_RETURN(expr, Node(Kind::kTest, line, std::move(name), MakeArgs(std::move(expr))));
-  PHX_RETURN_IF_ERROR(Check(CallKind::kTest, *expr, 1));
+  const Token::Kind next = Now().kind;
+  if (IsOp("(")) {
+    PHX_RETURN_IF_ERROR(ParseArguments(expr.get()));
+  } else if (next == Token::Kind::kString || next == Token::Kind::kInteger || next == Token::Kind::kFloat ||
+             IsOp("[") || IsOp("{") ||
+             (next == Token::Kind::kName && !IsName("else") && !IsName("or") && !IsName("and"))) {
+    if (IsName("is")) return Unexpected("no second test");
+    PHX_ASSIGN_OR_RETURN(ExprPtr argument, Deeper(&ExprParser::ParsePrimary));
+    PHX_ASSIGN_OR_RETURN(argument, ParsePostfix(std::move(argument)));
+    expr->args.push_back(std::move(argument));
+    PHX_RETURN_IF_ERROR(Measure(expr.get()));
+  }
   if (negated) {
     PHX_ASSIGN_OR_RETURN(expr, Node(Kind::kNot, line, "", MakeArgs(std::move(expr))));
   }
@@ -359,13 +474,6 @@ absl::Status ExprParser::ParseArguments(Expr* call) {
   }
   Take();
   return Measure(call);
-}
-
-absl::Status ExprParser::Check(CallKind kind, const Expr& call, size_t inputs) const {
-  std::vector<std::string> keywords;
-  for (const auto& keyword : call.keywords) keywords.push_back(keyword.first);
-  const absl::Status status = CheckCall(kind, call.name, call.args.size() - inputs, keywords);
-  return status.ok() ? status : ErrorAt(call.line, status.code(), std::string(status.message()));
 }
 
 }  // namespace phalanx::jinja

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -12,7 +11,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "coordinator/text/jinja_ast.h"
-#include "coordinator/text/jinja_functions.h"
 #include "coordinator/text/jinja_lexer.h"
 
 namespace phalanx::jinja {
@@ -28,10 +26,15 @@ class ExprParser {
 
   // Any expression.
   absl::StatusOr<ExprPtr> ParseExpr() { return Deeper(&ExprParser::ParseConditional); }
-  // One without `if` at its top: what a for runs over.
-  absl::StatusOr<ExprPtr> ParseIterated() { return Deeper(&ExprParser::ParseOr); }
-  // Unimplemented if a function is called that is not there, unless the template asks whether it is defined.
-  absl::Status CheckCalls() const;
+  // One without `if` at its top, or several as a tuple: what a for runs over.
+  absl::StatusOr<ExprPtr> ParseIterated();
+  // One, or several with commas between as a tuple.
+  absl::StatusOr<ExprPtr> ParseTuple();
+  // `filter(...) | filter(...)` of a block: the first has no value that it is applied to.
+  absl::StatusOr<ExprPtr> ParseBlockFilter();
+  absl::StatusOr<Target> ParseTarget();
+  // InvalidArgument for a name that cannot be assigned to.
+  absl::StatusOr<std::string> ParseVariable();
 
   // Tokens.
   const Token& Now() const { return tokens_[at_]; }
@@ -61,15 +64,19 @@ class ExprParser {
   absl::StatusOr<ExprPtr> ParseSum();
   absl::StatusOr<ExprPtr> ParseConcat();
   absl::StatusOr<ExprPtr> ParseProduct();
+  absl::StatusOr<ExprPtr> ParsePower();
   absl::StatusOr<ExprPtr> ParseOperand();
   absl::StatusOr<ExprPtr> ParseUnary(bool with_filter);
   absl::StatusOr<ExprPtr> ParsePrimary();
   absl::StatusOr<ExprPtr> ParsePostfix(ExprPtr expr);
+  absl::StatusOr<ExprPtr> ParseParentheses();
+  absl::StatusOr<ExprPtr> ParseDict();
   absl::StatusOr<ExprPtr> ParseSubscript(ExprPtr expr);
+  absl::StatusOr<ExprPtr> ParseCall(ExprPtr callee);
+  absl::StatusOr<ExprPtr> ParseFilter(ExprPtr expr);
   absl::StatusOr<ExprPtr> ParseFilters(ExprPtr expr);
   absl::StatusOr<ExprPtr> ParseTest(ExprPtr expr);
   absl::Status ParseArguments(Expr* call);
-  absl::Status Check(CallKind kind, const Expr& call, size_t inputs) const;
 
   // Runs `parse` one level down; bounds the recursion of the parser itself.
   template <typename Parse>
@@ -86,16 +93,9 @@ class ExprParser {
   absl::StatusOr<ExprPtr> LeftAssociative(const std::vector<std::string_view>& ops,
                                           absl::StatusOr<ExprPtr> (ExprParser::*next)());
 
-  struct UnknownCall {
-    std::string name;
-    absl::Status error;
-  };
-
   std::vector<Token> tokens_;
   size_t at_ = 0;
   int nesting_ = 0;
-  std::set<std::string, std::less<>> guarded_;  // names that the template asks for with "is defined"
-  std::vector<UnknownCall> unknown_calls_;
 };
 
 }  // namespace phalanx::jinja

@@ -1,359 +1,337 @@
+// Tests and global functions, and how arguments find their parameters.
 #include "coordinator/text/jinja_functions.h"
 
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
+#include "coordinator/text/jinja_unicode.h"
+#include "coordinator/text/utf8.h"
 
 namespace phalanx::jinja {
 namespace {
 
-constexpr int64_t kMaxStringBytes = kMaxValueWeight;
 constexpr int64_t kMaxRange = 100000;  // Jinja's sandbox has the same
-constexpr int64_t kMaxIndent = 16;
 
-struct Signature {
-  CallKind kind;
-  std::string_view name;
-  size_t least, most;  // positional arguments
-  std::vector<std::string_view> keywords = {};
-  bool any_keyword = false;
-};
+constexpr std::string_view kTests[] = {
+    "boolean", "callable", "defined",  "divisibleby", "eq",      "equalto", "even",      "false",
+    "filter",  "float",    "ge",       "greaterthan", "gt",      "in",      "integer",   "iterable",
+    "le",      "lessthan", "lower",    "lt",          "mapping", "ne",      "none",      "number",
+    "odd",     "sameas",   "sequence", "string",      "test",    "true",    "undefined", "upper",
+    "==",      "!=",       "<",        "<=",          ">",       ">="};
 
-const std::vector<Signature>& Signatures() {
-  static const auto* const kSignatures = new std::vector<Signature>{
-      {CallKind::kFilter, "trim", 0, 1},
-      {CallKind::kFilter, "length", 0, 0},
-      {CallKind::kFilter, "count", 0, 0},
-      {CallKind::kFilter, "first", 0, 0},
-      {CallKind::kFilter, "last", 0, 0},
-      {CallKind::kFilter, "default", 0, 2, {"boolean"}},
-      {CallKind::kFilter, "d", 0, 2, {"boolean"}},
-      {CallKind::kFilter, "replace", 2, 2},
-      {CallKind::kFilter, "join", 0, 1},
-      {CallKind::kFilter, "string", 0, 0},
-      {CallKind::kFilter, "tojson", 0, 0, {"indent"}},
-      {CallKind::kTest, "defined", 0, 0},
-      {CallKind::kTest, "undefined", 0, 0},
-      {CallKind::kTest, "none", 0, 0},
-      {CallKind::kTest, "string", 0, 0},
-      {CallKind::kTest, "mapping", 0, 0},
-      {CallKind::kTest, "iterable", 0, 0},
-      {CallKind::kTest, "sequence", 0, 0},
-      {CallKind::kTest, "number", 0, 0},
-      {CallKind::kTest, "integer", 0, 0},
-      {CallKind::kTest, "boolean", 0, 0},
-      {CallKind::kTest, "true", 0, 0},
-      {CallKind::kTest, "false", 0, 0},
-      {CallKind::kMethod, "split", 1, 1},
-      {CallKind::kMethod, "strip", 0, 1},
-      {CallKind::kMethod, "lstrip", 0, 1},
-      {CallKind::kMethod, "rstrip", 0, 1},
-      {CallKind::kMethod, "startswith", 1, 1},
-      {CallKind::kMethod, "endswith", 1, 1},
-      {CallKind::kMethod, "replace", 2, 2},
-      {CallKind::kMethod, "get", 1, 2},
-      {CallKind::kFunction, "raise_exception", 1, 1},
-      {CallKind::kFunction, "namespace", 0, 0, {}, true},
-      {CallKind::kFunction, "range", 1, 2},
-  };
-  return *kSignatures;
+// A test that compares, as the operator; empty for any other.
+std::string_view Operator(std::string_view test) {
+  if (test == "eq" || test == "equalto" || test == "==") return "==";
+  if (test == "ne" || test == "!=") return "!=";
+  if (test == "lt" || test == "lessthan" || test == "<") return "<";
+  if (test == "le" || test == "<=") return "<=";
+  if (test == "gt" || test == "greaterthan" || test == ">") return ">";
+  if (test == "ge" || test == ">=") return ">=";
+  if (test == "in") return "in";
+  return {};
 }
 
-const char* KindName(CallKind kind) {
-  switch (kind) {
-    case CallKind::kFilter:
-      return "filter";
-    case CallKind::kTest:
-      return "test";
-    case CallKind::kMethod:
-      return "method";
-    case CallKind::kFunction:
-      return "function";
+absl::StatusOr<int64_t> IntOf(std::string_view what, const Value& value) {
+  if (!value.number()) return WrongType(what, value, "an int");
+  return *value.number();
+}
+
+// Whether all letters are of one case, and there are any.
+absl::StatusOr<bool> AllInCase(const Value& value, bool upper) {
+  PHX_ASSIGN_OR_RETURN(const Text text, ToText(value));
+  bool any = false;
+  for (size_t at = 0; at < text.size(); at += NextUtf8(text.view().substr(at)).bytes) {
+    const uint32_t c = CodePoint(text.view().substr(at));
+    if (!HasCase(c)) continue;
+    if (IsUpper(c) != upper) return false;
+    any = true;
   }
-  return "";
+  return any;
 }
 
-absl::Status WrongType(std::string_view what, const Value& value, std::string_view wanted) {
-  std::string name;
-  if (value.undefined() != nullptr) name = absl::StrCat(" ('", value.undefined()->name, "')");
-  return absl::InvalidArgumentError(
-      absl::StrCat(ToAbsl(what), ": ", value.kind(), name, " found, ", ToAbsl(wanted), " wanted"));
-}
-
-absl::StatusOr<const std::string*> StringOf(std::string_view what, const Value& value) {
-  if (value.string() == nullptr) return WrongType(what, value, "a str");
-  return value.string();
-}
-
-absl::StatusOr<Value> Split(const std::string& text, const std::string& separator) {
-  if (separator.empty()) return absl::InvalidArgumentError("split: empty separator");
-  std::vector<Value> parts;
-  size_t at = 0;
-  for (size_t found; (found = FindText(text, separator, at)) != std::string::npos;
-       at = found + separator.size()) {
-    parts.push_back(Value::Str(text.substr(at, found - at)));
+absl::StatusOr<Value> Range(const Arguments& arguments, Budget* budget) {
+  PHX_ASSIGN_OR_RETURN(const Bound args, Bound::Bind("range()", arguments, {"start", "stop", "step"}, 1));
+  PHX_ASSIGN_OR_RETURN(const int64_t first, args.IntOf(0, 0));
+  PHX_ASSIGN_OR_RETURN(const int64_t stop, args.IntOf(1, 0));
+  PHX_ASSIGN_OR_RETURN(const int64_t step, args.IntOf(2, 1));
+  const int64_t begin = args.has(1) ? first : 0, end = args.has(1) ? stop : first;
+  if (step == 0) return absl::InvalidArgumentError("range(): the step is 0");
+  std::vector<Value> items;
+  for (int64_t i = begin; step > 0 ? i < end : i > end;) {
+    if (static_cast<int64_t>(items.size()) >= kMaxRange) {
+      return absl::InvalidArgumentError(absl::StrCat("range() of more than ", kMaxRange, " numbers"));
+    }
+    items.push_back(Value::Int(i));
+    if (__builtin_add_overflow(i, step, &i)) break;
   }
-  parts.push_back(Value::Str(text.substr(at)));
-  return Value::MakeList(std::move(parts));
+  PHX_RETURN_IF_ERROR(budget->Charge(static_cast<int64_t>(items.size()) * 32));
+  return Value::MakeList(std::move(items), List::Kind::kRange);
 }
 
-absl::StatusOr<Value> Replace(const std::string& text, const std::string& old, const std::string& by) {
-  if (old.empty()) return absl::UnimplementedError("replace: of an empty string");
+constexpr const char* kMonths[] = {"January", "February", "March",     "April",   "May",      "June",
+                                   "July",    "August",   "September", "October", "November", "December"};
+constexpr const char* kDays[] = {"Sunday",   "Monday", "Tuesday", "Wednesday",
+                                 "Thursday", "Friday", "Saturday"};
+
+// In the C locale, at midnight of the day.
+absl::StatusOr<Value> Strftime(const Arguments& arguments, const Date& date) {
+  PHX_ASSIGN_OR_RETURN(const Bound args, Bound::Bind("strftime_now()", arguments, {"format"}, 1));
+  PHX_ASSIGN_OR_RETURN(const Text format_text, args.TextOf(0));
+  const std::string_view format = format_text.view();
+  static constexpr int kBefore[] = {0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334};
+  const bool leap = (date.year % 4 == 0 && date.year % 100 != 0) || date.year % 400 == 0;
+  const int day_of_year = kBefore[date.month - 1] + (leap && date.month > 2 ? 1 : 0) + date.day;
+  const int before = date.year - 1;
+  const int weekday =
+      (before * 365 + before / 4 - before / 100 + before / 400 + day_of_year) % 7;  // 0: Sunday
+  const std::string month = kMonths[date.month - 1], day = kDays[weekday];
   std::string out;
-  size_t at = 0;
-  for (size_t found; (found = FindText(text, old, at)) != std::string::npos; at = found + old.size()) {
-    out.append(text, at, found - at).append(by);
-    if (out.size() > static_cast<size_t>(kMaxStringBytes)) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("replace: a string above ", kMaxStringBytes, " bytes"));
+  for (size_t i = 0; i < format.size(); ++i) {
+    if (format[i] != '%' || i + 1 == format.size()) {
+      out.push_back(format[i]);
+      continue;
+    }
+    const bool short_form = format[i + 1] == '-' && i + 2 < format.size();
+    i += short_form ? 2 : 1;
+    const auto number = [&](int value, int width) {
+      out += short_form ? absl::StrCat(value) : absl::StrFormat("%0*d", width, value);
+    };
+    switch (format[i]) {
+      case 'd':
+        number(date.day, 2);
+        break;
+      case 'e':
+        out += short_form ? absl::StrCat(date.day) : absl::StrFormat("%2d", date.day);
+        break;
+      case 'm':
+        number(date.month, 2);
+        break;
+      case 'Y':
+        out += absl::StrCat(date.year);
+        break;
+      case 'y':
+        number(date.year % 100, 2);
+        break;
+      case 'j':
+        number(day_of_year, 3);
+        break;
+      case 'b':
+      case 'h':
+        out += month.substr(0, 3);
+        break;
+      case 'B':
+        out += month;
+        break;
+      case 'a':
+        out += day.substr(0, 3);
+        break;
+      case 'A':
+        out += day;
+        break;
+      case 'u':
+        out += absl::StrCat(weekday == 0 ? 7 : weekday);
+        break;
+      case 'w':
+        out += absl::StrCat(weekday);
+        break;
+      case 'F':
+        out += absl::StrFormat("%04d-%02d-%02d", date.year, date.month, date.day);
+        break;
+      case 'D':
+      case 'x':
+        out += absl::StrFormat("%02d/%02d/%02d", date.month, date.day, date.year % 100);
+        break;
+      case 'H':
+      case 'M':
+      case 'S':
+        number(0, 2);
+        break;
+      case 'I':
+        number(12, 2);
+        break;
+      case 'p':
+        out += "AM";
+        break;
+      case 'f':
+        out += "000000";
+        break;
+      case 'T':
+      case 'X':
+        out += "00:00:00";
+        break;
+      case 'R':
+        out += "00:00";
+        break;
+      case 'z':
+      case 'Z':
+        break;
+      case 'n':
+        out += '\n';
+        break;
+      case 't':
+        out += '\t';
+        break;
+      case '%':
+        out += '%';
+        break;
+      default:
+        return absl::UnimplementedError(
+            absl::StrCat("strftime_now(): %", ToAbsl(format.substr(i, NextUtf8(format.substr(i)).bytes)),
+                         " is not supported"));
     }
   }
-  return Value::Str(out.append(text, at));
-}
-
-absl::StatusOr<Value> Join(const Value& input, const std::string& separator) {
-  std::string out;
-  const auto add = [&](std::string_view item, bool first) -> absl::Status {
-    if (!first) out.append(separator);
-    out.append(item);
-    if (out.size() > static_cast<size_t>(kMaxStringBytes)) {
-      return absl::ResourceExhaustedError(absl::StrCat("join: a string above ", kMaxStringBytes, " bytes"));
-    }
-    return absl::OkStatus();
-  };
-  if (input.undefined() != nullptr) return Value::Str("");
-  if (const std::string* text = input.string()) {
-    const std::vector<size_t> offsets = CharacterOffsets(*text);
-    for (size_t i = 0; i + 1 < offsets.size(); ++i) {
-      PHX_RETURN_IF_ERROR(
-          add(std::string_view(*text).substr(offsets[i], offsets[i + 1] - offsets[i]), i == 0));
-    }
-  } else if (const List* list = input.list()) {
-    for (size_t i = 0; i < list->items.size(); ++i) {
-      PHX_ASSIGN_OR_RETURN(const std::string item, ToText(list->items[i]));
-      PHX_RETURN_IF_ERROR(add(item, i == 0));
-    }
-  } else {
-    return WrongType("join", input, "a list or a str");
-  }
-  return Value::Str(std::move(out));
-}
-
-Value FirstOrLast(const Value& input, bool first, std::string_view what) {
-  if (const std::string* text = input.string(); text != nullptr && !text->empty()) {
-    const std::vector<size_t> offsets = CharacterOffsets(*text);
-    const size_t i = first ? 0 : offsets.size() - 2;
-    return Value::Str(text->substr(offsets[i], offsets[i + 1] - offsets[i]));
-  }
-  if (const List* list = input.list(); list != nullptr && !list->items.empty()) {
-    return first ? list->items.front() : list->items.back();
-  }
-  return Undefined{absl::StrCat(ToAbsl(what), " of an empty ", input.kind())};
+  return Value::Str(std::move(out), format_text.has_user());
 }
 
 }  // namespace
 
-absl::Status CheckCall(CallKind kind, std::string_view name, size_t positional,
-                       const std::vector<std::string>& keywords) {
+absl::StatusOr<Bound> Bound::Bind(std::string_view what, const Arguments& arguments,
+                                  std::initializer_list<std::string_view> names, size_t least) {
+  Bound bound;
+  bound.what_ = std::string(what);
+  bound.names_ = names;
+  bound.values_.resize(names.size());
+  if (arguments.positional.size() > names.size()) {
+    return absl::InvalidArgumentError(absl::StrCat(ToAbsl(what), ": ", arguments.positional.size(),
+                                                   " arguments, at most ", names.size(), " are taken"));
+  }
+  for (size_t i = 0; i < arguments.positional.size(); ++i) bound.values_[i] = arguments.positional[i];
+  for (const auto& [name, value] : arguments.keywords) {
+    const auto it = std::find(bound.names_.begin(), bound.names_.end(), name);
+    const auto i = static_cast<size_t>(it - bound.names_.begin());
+    if (it == bound.names_.end() || bound.values_[i]) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(ToAbsl(what), ": keyword '", name, "' ",
+                       it == bound.names_.end() ? "is unknown" : "is twice there"));
+    }
+    bound.values_[i] = value;
+  }
+  for (size_t i = 0; i < least; ++i) {
+    if (!bound.values_[i]) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(ToAbsl(what), ": argument '", ToAbsl(bound.names_[i]), "' is missing"));
+    }
+  }
+  return bound;
+}
+
+absl::StatusOr<Text> Bound::TextOf(size_t i) const {
+  const Value& value = *values_[i];
+  if (value.text() == nullptr) return WrongType(absl::StrCat(what_, ": ", ToAbsl(names_[i])), value, "a str");
+  return *value.text();
+}
+
+absl::StatusOr<int64_t> Bound::IntOf(size_t i, int64_t otherwise) const {
+  if (!has(i)) return otherwise;
+  return jinja::IntOf(absl::StrCat(what_, ": ", ToAbsl(names_[i])), *values_[i]);
+}
+
+absl::Status CheckTest(std::string_view name) {
+  if (std::find(std::begin(kTests), std::end(kTests), name) != std::end(kTests)) return absl::OkStatus();
   std::string supported;
-  for (const Signature& s : Signatures()) {
-    if (s.kind != kind) continue;
-    absl::StrAppend(&supported, supported.empty() ? "" : ", ", ToAbsl(s.name));
-    if (s.name != name) continue;
-    const std::string what = absl::StrCat(KindName(kind), " '", ToAbsl(name), "'");
-    if (positional < s.least || positional > s.most) {
-      // More or fewer may be right in Jinja (split without a separator), so it is not InvalidArgument.
-      return absl::UnimplementedError(absl::StrCat(what, " with ", positional,
-                                                   " arguments; supported: ", s.least,
-                                                   s.least == s.most ? "" : absl::StrCat(" to ", s.most)));
-    }
-    for (const std::string& keyword : keywords) {
-      if (!s.any_keyword && std::find(s.keywords.begin(), s.keywords.end(), keyword) == s.keywords.end()) {
-        return absl::UnimplementedError(absl::StrCat(what, " with the keyword '", keyword, "'"));
-      }
-    }
-    return absl::OkStatus();
-  }
+  for (const std::string_view test : kTests)
+    absl::StrAppend(&supported, supported.empty() ? "" : ", ", ToAbsl(test));
   return absl::UnimplementedError(
-      absl::StrCat(KindName(kind), " '", ToAbsl(name), "' is not supported; supported: ", supported));
+      absl::StrCat("test '", ToAbsl(name), "' is not supported; supported: ", supported));
 }
 
-bool IsFunction(std::string_view name) {
-  const std::vector<Signature>& all = Signatures();
-  return std::any_of(all.begin(), all.end(),
-                     [name](const Signature& s) { return s.kind == CallKind::kFunction && s.name == name; });
-}
-
-absl::StatusOr<int64_t> Length(const Value& value) {
-  if (value.is_undefined()) return 0;
-  if (value.string() != nullptr) return static_cast<int64_t>(CharacterOffsets(*value.string()).size()) - 1;
-  if (value.list() != nullptr) return static_cast<int64_t>(value.list()->items.size());
-  if (value.dict() != nullptr) return static_cast<int64_t>(value.dict()->entries.size());
-  return WrongType("length", value, "a str, list or mapping");
-}
-
-absl::StatusOr<Value> Slice(const Value& object, const std::optional<int64_t> (&bounds)[3]) {
-  std::vector<size_t> offsets;
-  if (object.string() != nullptr) offsets = CharacterOffsets(*object.string());
-  const auto size =
-      static_cast<int64_t>(object.list() != nullptr ? object.list()->items.size() : offsets.size() - 1);
-
-  // As Python's slice.indices.
-  const int64_t step = std::clamp(bounds[2].value_or(1), -size - 1, size + 1);
-  if (step == 0) return absl::InvalidArgumentError("a slice's step is 0");
-  const int64_t low = step > 0 ? 0 : -1, high = step > 0 ? size : size - 1;
-  const auto clip = [&](int64_t bound) { return std::clamp(bound < 0 ? bound + size : bound, low, high); };
-  const int64_t begin = bounds[0] ? clip(*bounds[0]) : (step > 0 ? low : high);
-  const int64_t end = bounds[1] ? clip(*bounds[1]) : (step > 0 ? high : low);
-  std::vector<Value> items;
-  std::string text;
-  for (int64_t i = begin; step > 0 ? i < end : i > end; i += step) {
-    if (object.list() != nullptr) {
-      items.push_back(object.list()->items[i]);
-    } else {
-      text.append(*object.string(), offsets[i], offsets[i + 1] - offsets[i]);
-    }
+absl::StatusOr<bool> CallTest(std::string_view name, const Value& v, const Arguments& arguments,
+                              Context* context) {
+  const std::string what = absl::StrCat("test '", ToAbsl(name), "'");
+  const std::string_view op = Operator(name);
+  const bool takes_one = !op.empty() || name == "divisibleby" || name == "sameas";
+  if (!arguments.keywords.empty() || arguments.positional.size() != (takes_one ? 1u : 0u)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, " takes ", takes_one ? "one argument" : "no argument"));
   }
-  if (object.string() != nullptr) return Value::Str(std::move(text));
-  return Value::MakeList(std::move(items));
-}
-
-absl::StatusOr<Value> CallFilter(std::string_view name, const Value& input, const Arguments& arguments) {
-  const std::vector<Value>& args = arguments.positional;
-  if (name == "trim") {
-    PHX_ASSIGN_OR_RETURN(const std::string text, ToText(input));
-    const std::string* chars = nullptr;
-    if (!args.empty() && !args[0].is_none()) {
-      PHX_ASSIGN_OR_RETURN(chars, StringOf(name, args[0]));
-    }
-    return Value::Str(std::string(Strip(text, true, true, chars)));
-  }
-  if (name == "length" || name == "count") {
-    PHX_ASSIGN_OR_RETURN(const int64_t length, Length(input));
-    return Value::Int(length);
-  }
-  if (name == "first" || name == "last") {
-    if (input.string() == nullptr && input.list() == nullptr && !input.is_undefined()) {
-      if (input.dict() != nullptr)
-        return absl::UnimplementedError(absl::StrCat(ToAbsl(name), " of a mapping"));
-      return WrongType(name, input, "a list or a str");
-    }
-    return FirstOrLast(input, name == "first", name);
-  }
-  if (name == "default" || name == "d") {
-    bool falsy_too = args.size() > 1 && args[1].truthy();
-    for (const auto& keyword : arguments.keywords) falsy_too = keyword.second.truthy();
-    if (!input.is_undefined() && (!falsy_too || input.truthy())) return input;
-    return args.empty() ? Value::Str("") : args[0];
-  }
-  if (name == "replace") {
-    PHX_ASSIGN_OR_RETURN(const std::string text, ToText(input));
-    PHX_ASSIGN_OR_RETURN(const std::string* old, StringOf(name, args[0]));
-    PHX_ASSIGN_OR_RETURN(const std::string* by, StringOf(name, args[1]));
-    return Replace(text, *old, *by);
-  }
-  if (name == "join") {
-    std::string separator;
-    if (!args.empty()) {
-      PHX_ASSIGN_OR_RETURN(separator, ToText(args[0]));
-    }
-    return Join(input, separator);
-  }
-  if (name == "string") {
-    PHX_ASSIGN_OR_RETURN(std::string text, ToText(input));
-    return Value::Str(std::move(text));
-  }
-  if (name == "tojson") {
-    int64_t indent = -1;
-    for (const auto& keyword : arguments.keywords) {
-      if (keyword.second.is_none()) continue;
-      if (keyword.second.integer() == nullptr) return WrongType("tojson: indent", keyword.second, "an int");
-      indent = *keyword.second.integer();
-      if (indent < 0 || indent > kMaxIndent) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("tojson: indent ", indent, " is not supported; 0 to ", kMaxIndent, " are"));
-      }
-    }
-    PHX_ASSIGN_OR_RETURN(std::string json, ToJson(input, indent));
-    return Value::Str(std::move(json));
-  }
-  return absl::InternalError(absl::StrCat("filter '", ToAbsl(name), "' is listed but not built"));
-}
-
-absl::StatusOr<bool> CallTest(std::string_view name, const Value& v) {
+  if (!op.empty()) return Compare(op, v, arguments.positional[0], &context->budget);
   if (name == "defined") return !v.is_undefined();
   if (name == "undefined") return v.is_undefined();
   if (name == "none") return v.is_none();
-  if (name == "string") return v.string() != nullptr;
+  if (name == "string") return v.text() != nullptr;
   if (name == "mapping") return v.dict() != nullptr;
-  if (name == "iterable" || name == "sequence") {  // undefined is both, as in Jinja
-    return v.string() != nullptr || v.list() != nullptr || v.dict() != nullptr || v.is_undefined();
+  if (name == "iterable") {  // undefined is, as in Jinja
+    return v.text() != nullptr || v.list() != nullptr || v.dict() != nullptr || v.is_undefined() ||
+           v.loop() != nullptr;
   }
-  if (name == "number") return v.integer() != nullptr || v.boolean() != nullptr;
-  if (name == "integer") return v.integer() != nullptr;
+  if (name == "sequence") {
+    return v.text() != nullptr || v.dict() != nullptr || v.is_undefined() ||
+           (v.list() != nullptr && v.list()->kind != List::Kind::kGenerator &&
+            v.list()->kind != List::Kind::kView);
+  }
+  if (name == "number") return v.as_double().has_value() || v.big() != nullptr;
+  if (name == "integer") return v.integer() != nullptr || v.big() != nullptr;
+  if (name == "float") return v.real() != nullptr;
   if (name == "boolean") return v.boolean() != nullptr;
   if (name == "true") return v.boolean() != nullptr && *v.boolean();
   if (name == "false") return v.boolean() != nullptr && !*v.boolean();
-  return absl::InternalError(absl::StrCat("test '", ToAbsl(name), "' is listed but not built"));
+  if (name == "callable") return v.function() != nullptr || v.macro() != nullptr;
+  if (name == "lower" || name == "upper") return AllInCase(v, name == "upper");
+  if (name == "sameas") {
+    const Value& other = arguments.positional[0];
+    if (v.is_none() || v.boolean() != nullptr || other.is_none() || other.boolean() != nullptr) {
+      return std::string_view(v.kind()) == other.kind() && v.Equals(other);
+    }
+    return absl::UnimplementedError("test 'sameas' is supported for none, true and false only");
+  }
+  if (name == "filter" || name == "test") {
+    return v.text() != nullptr &&
+           (name == "filter" ? CheckFilter(v.text()->view()) : CheckTest(v.text()->view())).ok();
+  }
+  // odd, even, divisibleby
+  PHX_ASSIGN_OR_RETURN(
+      const Value rest,
+      Arithmetic("%", v, takes_one ? arguments.positional[0] : Value::Int(2), &context->budget));
+  if (!rest.as_double()) return WrongType(what, v, "a number");
+  return *rest.as_double() == (name == "odd" ? 1 : 0);
 }
 
-absl::StatusOr<Value> CallMethod(std::string_view name, const Value& object, const Arguments& arguments) {
-  const std::vector<Value>& args = arguments.positional;
-  if (name == "get") {
-    if (object.dict() == nullptr) return WrongType("get()", object, "a mapping");
-    PHX_ASSIGN_OR_RETURN(const std::string* key, StringOf("get()", args[0]));
-    if (const Value* value = object.dict()->Find(*key)) return *value;
-    return args.size() > 1 ? args[1] : Value();
-  }
-  PHX_ASSIGN_OR_RETURN(const std::string* text, StringOf(absl::StrCat(ToAbsl(name), "()"), object));
-  if (name == "strip" || name == "lstrip" || name == "rstrip") {
-    const std::string* chars = nullptr;
-    if (!args.empty() && !args[0].is_none()) {
-      PHX_ASSIGN_OR_RETURN(chars, StringOf(name, args[0]));
-    }
-    return Value::Str(std::string(Strip(*text, name != "rstrip", name != "lstrip", chars)));
-  }
-  PHX_ASSIGN_OR_RETURN(const std::string* first, StringOf(name, args[0]));
-  if (name == "split") return Split(*text, *first);
-  if (name == "startswith") return Value::Bool(text->compare(0, first->size(), *first) == 0);
-  if (name == "endswith") {
-    return Value::Bool(text->size() >= first->size() &&
-                       text->compare(text->size() - first->size(), first->size(), *first) == 0);
-  }
-  if (name == "replace") {
-    PHX_ASSIGN_OR_RETURN(const std::string* by, StringOf(name, args[1]));
-    return Replace(*text, *first, *by);
-  }
-  return absl::InternalError(absl::StrCat("method '", ToAbsl(name), "' is listed but not built"));
+bool IsFunction(std::string_view name, const Context& context) {
+  return name == "raise_exception" || name == "namespace" || name == "range" || name == "dict" ||
+         (name == "strftime_now" && context.today.has_value());
 }
 
-absl::StatusOr<Value> CallFunction(std::string_view name, const Arguments& arguments) {
-  const std::vector<Value>& args = arguments.positional;
-  if (name == "namespace") {
-    Dict dict;
-    for (const auto& [key, value] : arguments.keywords) {
-      if (value.name_space() != nullptr) return absl::UnimplementedError("a namespace inside another value");
-      dict.Set(key, value);
+absl::StatusOr<Value> MakeMapping(const Arguments& arguments, Budget* budget) {
+  Dict dict;
+  if (arguments.positional.size() > 1) return absl::InvalidArgumentError("a mapping of more than one value");
+  if (!arguments.positional.empty()) {
+    const Value& from = arguments.positional[0];
+    if (from.dict() != nullptr) {
+      dict.entries = from.dict()->entries;
+    } else {
+      PHX_ASSIGN_OR_RETURN(const std::vector<Value> pairs, Iterate(from, budget));
+      for (const Value& pair : pairs) {
+        PHX_ASSIGN_OR_RETURN(const std::vector<Value> two, Iterate(pair, budget));
+        if (two.size() != 2) return absl::InvalidArgumentError("a mapping of what is no pairs");
+        if (!IsKey(two[0])) return WrongType("a key of a mapping", two[0], "a str, number, none or tuple");
+        PHX_RETURN_IF_ERROR(budget->Charge(static_cast<int64_t>(dict.entries.size())));
+        dict.Set(two[0], two[1]);
+      }
     }
-    return Value::MakeNamespace(std::move(dict));
   }
-  if (name == "range") {
-    for (const Value& arg : args) {
-      if (arg.integer() == nullptr) return WrongType("range()", arg, "an int");
-    }
-    const int64_t begin = args.size() > 1 ? *args[0].integer() : 0;
-    const int64_t end = *args.back().integer();
-    int64_t count = 0;
-    if (end > begin && (__builtin_sub_overflow(end, begin, &count) || count > kMaxRange)) {
-      return absl::InvalidArgumentError(absl::StrCat("range() of more than ", kMaxRange));
-    }
-    std::vector<Value> items;
-    for (int64_t i = 0; i < count; ++i) items.push_back(Value::Int(begin + i));
-    return Value::MakeList(std::move(items));
+  for (const auto& [key, value] : arguments.keywords) dict.Set(key, value);
+  return Value::MakeDict(std::move(dict));
+}
+
+absl::StatusOr<Value> CallFunction(std::string_view name, const Arguments& arguments, Context* context) {
+  if (name == "raise_exception") {
+    PHX_ASSIGN_OR_RETURN(const Bound args, Bound::Bind("raise_exception()", arguments, {"message"}, 1));
+    PHX_ASSIGN_OR_RETURN(const Text message, ToText(args[0]));
+    return absl::InvalidArgumentError(ToAbsl(message.view()));
   }
-  return CheckCall(CallKind::kFunction, name, args.size(), {});
+  if (name == "range") return Range(arguments, &context->budget);
+  if (name == "strftime_now") return Strftime(arguments, *context->today);
+  PHX_ASSIGN_OR_RETURN(const Value mapping, MakeMapping(arguments, &context->budget));
+  if (name == "dict") return mapping;
+  for (const auto& entry : mapping.dict()->entries) {
+    if (entry.first.text() != nullptr && entry.first.text()->view().substr(0, 1) == "_") {
+      return absl::InvalidArgumentError("namespace(): a name that begins with '_'");
+    }
+  }
+  return Value::MakeNamespace(*mapping.dict());
 }
 
 }  // namespace phalanx::jinja

@@ -20,6 +20,7 @@ struct Token {
     kName,
     kString,   // text: its value
     kInteger,  // text: decimal digits
+    kFloat,    // text: as C has it
     kOperator,
     kEnd,
   };

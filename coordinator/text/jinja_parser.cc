@@ -20,7 +20,6 @@ class Parser : private ExprParser {
   absl::StatusOr<Program> Run() {
     Program program;
     PHX_ASSIGN_OR_RETURN(program.body, ParseBlock({}, 1));
-    PHX_RETURN_IF_ERROR(CheckCalls());
     return program;
   }
 
@@ -31,9 +30,15 @@ class Parser : private ExprParser {
   absl::StatusOr<Stmt> ParseIf();
   absl::StatusOr<Stmt> ParseFor();
   absl::StatusOr<Stmt> ParseSet();
-  absl::Status CheckTarget(const std::string& name, int line) const;
+  absl::StatusOr<Stmt> ParseMacro();
+  absl::StatusOr<Stmt> ParseWith();
+  absl::StatusOr<Stmt> ParseFilterBlock();
+  absl::StatusOr<Stmt> ParseOutput();
+  // The rest of the statement's tag, and its body up to and including {% end %}.
+  absl::Status ParseBody(std::string_view end, Stmt* stmt);
 
   int blocks_ = 0;  // open ones
+  int loops_ = 0;   // open ones that a break here would leave
 };
 
 absl::StatusOr<Block> Parser::ParseBlock(const std::vector<std::string_view>& ends, int line) {
@@ -52,9 +57,7 @@ absl::StatusOr<Block> Parser::ParseBlock(const std::vector<std::string_view>& en
       continue;
     }
     if (Now().kind == Token::Kind::kVariableBegin) {
-      Stmt stmt{Stmt::Kind::kOutput, Take().line};
-      PHX_ASSIGN_OR_RETURN(stmt.expr, ParseExpr());
-      PHX_RETURN_IF_ERROR(ExpectEnd(Token::Kind::kVariableEnd));
+      PHX_ASSIGN_OR_RETURN(Stmt stmt, ParseOutput());
       block.push_back(std::move(stmt));
       continue;
     }
@@ -70,6 +73,23 @@ absl::StatusOr<Block> Parser::ParseBlock(const std::vector<std::string_view>& en
       stmt = ParseFor();
     } else if (name.text == "set") {
       stmt = ParseSet();
+    } else if (name.text == "macro") {
+      stmt = ParseMacro();
+    } else if (name.text == "with") {
+      stmt = ParseWith();
+    } else if (name.text == "filter") {
+      stmt = ParseFilterBlock();
+    } else if (name.text == "generation") {
+      // Marks what the assistant says, for training; renders its body.
+      stmt = Stmt{Stmt::Kind::kWith, Take().line};
+      PHX_RETURN_IF_ERROR(ParseBody("endgeneration", &*stmt));
+    } else if (name.text == "break" || name.text == "continue") {
+      stmt = Stmt{name.text == "break" ? Stmt::Kind::kBreak : Stmt::Kind::kContinue, Take().line};
+      if (loops_ == 0) {
+        return ErrorAt(name.line, absl::StatusCode::kInvalidArgument,
+                       absl::StrCat("{% ", name.text, " %} outside of a for"));
+      }
+      PHX_RETURN_IF_ERROR(ExpectEnd(Token::Kind::kBlockEnd));
     } else if (name.text == "else" || name.text == "elif" || name.text.rfind("end", 0) == 0) {
       return Unexpected(ends.empty() ? "a statement outside of any block"
                                      : absl::StrCat("{% ", ToAbsl(ends.back()), " %}"));
@@ -88,7 +108,7 @@ absl::StatusOr<Stmt> Parser::ParseIf() {
   while (true) {
     Take();  // if, elif
     Stmt::Branch branch;
-    PHX_ASSIGN_OR_RETURN(branch.condition, ParseExpr());
+    PHX_ASSIGN_OR_RETURN(branch.condition, ParseIterated());
     PHX_RETURN_IF_ERROR(ExpectEnd(Token::Kind::kBlockEnd));
     PHX_ASSIGN_OR_RETURN(branch.body, ParseBlock({"elif", "else", "endif"}, stmt.line));
     stmt.branches.push_back(std::move(branch));
@@ -105,11 +125,37 @@ absl::StatusOr<Stmt> Parser::ParseIf() {
   return stmt;
 }
 
+absl::StatusOr<Stmt> Parser::ParseOutput() {
+  Stmt stmt{Stmt::Kind::kOutput, Take().line};
+  PHX_ASSIGN_OR_RETURN(stmt.expr, ParseTuple());
+  PHX_RETURN_IF_ERROR(ExpectEnd(Token::Kind::kVariableEnd));
+  // Inside an expression these two would change what + and ~ do.
+  while (stmt.expr->kind == Expr::Kind::kFilter && stmt.expr->args.size() == 1 &&
+         (stmt.expr->name == "safe" || stmt.expr->name == "escape" || stmt.expr->name == "e")) {
+    stmt.escape = stmt.expr->name != "safe";
+    ExprPtr inner = std::move(stmt.expr->args[0]);
+    stmt.expr = std::move(inner);
+    if (stmt.escape) break;
+  }
+  return stmt;
+}
+
+absl::Status Parser::ParseBody(std::string_view end, Stmt* stmt) {
+  PHX_RETURN_IF_ERROR(ExpectEnd(Token::Kind::kBlockEnd));
+  Stmt::Branch branch;
+  const int loops = std::exchange(loops_, 0);
+  PHX_ASSIGN_OR_RETURN(branch.body, ParseBlock({end}, stmt->line));
+  loops_ = loops;
+  stmt->branches.push_back(std::move(branch));
+  Take();  // {%
+  Take();  // end
+  if (end == "endmacro" && Now().kind == Token::Kind::kName) Take();
+  return ExpectEnd(Token::Kind::kBlockEnd);
+}
+
 absl::StatusOr<Stmt> Parser::ParseFor() {
   Stmt stmt{Stmt::Kind::kFor, Take().line};
-  PHX_ASSIGN_OR_RETURN(stmt.name, ExpectName());
-  PHX_RETURN_IF_ERROR(CheckTarget(stmt.name, stmt.line));
-  if (IsOp(",")) return Unsupported(stmt.line, "a for over several variables");
+  PHX_ASSIGN_OR_RETURN(stmt.target, ParseTarget());
   if (!SkipName("in")) return Unexpected("'in'");
   PHX_ASSIGN_OR_RETURN(stmt.expr, ParseIterated());
   if (SkipName("if")) {
@@ -118,7 +164,9 @@ absl::StatusOr<Stmt> Parser::ParseFor() {
   if (IsName("recursive")) return Unsupported(stmt.line, "a recursive for");
   PHX_RETURN_IF_ERROR(ExpectEnd(Token::Kind::kBlockEnd));
   Stmt::Branch branch;
+  ++loops_;
   PHX_ASSIGN_OR_RETURN(branch.body, ParseBlock({"else", "endfor"}, stmt.line));
+  --loops_;
   stmt.branches.push_back(std::move(branch));
   Take();  // {%
   if (SkipName("else")) {
@@ -133,30 +181,68 @@ absl::StatusOr<Stmt> Parser::ParseFor() {
 
 absl::StatusOr<Stmt> Parser::ParseSet() {
   Stmt stmt{Stmt::Kind::kSet, Take().line};
-  PHX_ASSIGN_OR_RETURN(stmt.name, ExpectName());
-  if (SkipOp(".")) {
+  if (Ahead(1).kind == Token::Kind::kOperator && Ahead(1).text == ".") {
+    PHX_ASSIGN_OR_RETURN(stmt.target.name, ExpectName());
+    Take();
     PHX_ASSIGN_OR_RETURN(stmt.attribute, ExpectName());
   } else {
-    PHX_RETURN_IF_ERROR(CheckTarget(stmt.name, stmt.line));
+    PHX_ASSIGN_OR_RETURN(stmt.target, ParseTarget());
   }
-  if (IsOp(",")) return Unsupported(stmt.line, "a set of several variables");
-  if (Now().kind == Token::Kind::kBlockEnd || IsOp("|")) return Unsupported(stmt.line, "a set block");
-  PHX_RETURN_IF_ERROR(ExpectOp("="));
-  PHX_ASSIGN_OR_RETURN(stmt.expr, ParseExpr());
-  if (IsOp(",")) return Unsupported(stmt.line, "a tuple");
-  PHX_RETURN_IF_ERROR(ExpectEnd(Token::Kind::kBlockEnd));
+  if (SkipOp("=")) {
+    PHX_ASSIGN_OR_RETURN(stmt.expr, ParseTuple());
+    PHX_RETURN_IF_ERROR(ExpectEnd(Token::Kind::kBlockEnd));
+    return stmt;
+  }
+  if (Now().kind != Token::Kind::kBlockEnd && !IsOp("|")) return Unexpected("=");
+  if (SkipOp("|")) {
+    PHX_ASSIGN_OR_RETURN(stmt.filter, ParseBlockFilter());
+  }
+  stmt.kind = Stmt::Kind::kSetBlock;
+  PHX_RETURN_IF_ERROR(ParseBody("endset", &stmt));
   return stmt;
 }
 
-absl::Status Parser::CheckTarget(const std::string& name, int line) const {
-  for (const char* constant : {"true", "false", "none", "True", "False", "None", "not", "and", "or", "in",
-                               "is", "if", "else", "namespace", "raise_exception", "range"}) {
-    if (name == constant) {
-      return ErrorAt(line, absl::StatusCode::kInvalidArgument,
-                     absl::StrCat("'", name, "' cannot be a variable"));
+absl::StatusOr<Stmt> Parser::ParseMacro() {
+  Stmt stmt{Stmt::Kind::kMacro, Take().line};
+  PHX_ASSIGN_OR_RETURN(stmt.name, ParseVariable());
+  PHX_RETURN_IF_ERROR(ExpectOp("("));
+  while (!IsOp(")")) {
+    if (!stmt.parameters.empty()) PHX_RETURN_IF_ERROR(ExpectOp(","));
+    if (IsOp(")")) break;
+    Target parameter;
+    PHX_ASSIGN_OR_RETURN(parameter.name, ParseVariable());
+    ExprPtr value;
+    if (SkipOp("=")) {
+      PHX_ASSIGN_OR_RETURN(value, ParseExpr());
+    } else if (!stmt.parameters.empty() && stmt.parameters.back().second != nullptr) {
+      return Unexpected("a default, as the parameter before has one");
     }
+    stmt.parameters.emplace_back(std::move(parameter), std::move(value));
   }
-  return absl::OkStatus();
+  Take();
+  PHX_RETURN_IF_ERROR(ParseBody("endmacro", &stmt));
+  return stmt;
+}
+
+absl::StatusOr<Stmt> Parser::ParseWith() {
+  Stmt stmt{Stmt::Kind::kWith, Take().line};
+  while (Now().kind != Token::Kind::kBlockEnd) {
+    if (!stmt.parameters.empty()) PHX_RETURN_IF_ERROR(ExpectOp(","));
+    Target target;
+    PHX_ASSIGN_OR_RETURN(target.name, ParseVariable());
+    PHX_RETURN_IF_ERROR(ExpectOp("="));
+    PHX_ASSIGN_OR_RETURN(ExprPtr value, ParseExpr());
+    stmt.parameters.emplace_back(std::move(target), std::move(value));
+  }
+  PHX_RETURN_IF_ERROR(ParseBody("endwith", &stmt));
+  return stmt;
+}
+
+absl::StatusOr<Stmt> Parser::ParseFilterBlock() {
+  Stmt stmt{Stmt::Kind::kFilter, Take().line};
+  PHX_ASSIGN_OR_RETURN(stmt.filter, ParseBlockFilter());
+  PHX_RETURN_IF_ERROR(ParseBody("endfilter", &stmt));
+  return stmt;
 }
 
 }  // namespace

@@ -1,146 +1,103 @@
 #include "coordinator/text/jinja_value.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "base/status_macros.h"
 #include "coordinator/text/utf8.h"
 
 namespace phalanx::jinja {
 namespace {
 
-void AppendJsonString(std::string_view s, std::string* out) {
-  out->push_back('"');
-  for (const char c : s) {
-    switch (c) {
-      case '"':
-        out->append("\\\"");
-        break;
-      case '\\':
-        out->append("\\\\");
-        break;
-      case '\n':
-        out->append("\\n");
-        break;
-      case '\r':
-        out->append("\\r");
-        break;
-      case '\t':
-        out->append("\\t");
-        break;
-      case '\b':
-        out->append("\\b");
-        break;
-      case '\f':
-        out->append("\\f");
-        break;
-      default:
-        if (static_cast<unsigned char>(c) < 0x20) {
-          out->append(absl::StrFormat("\\u%04x", c));
-        } else {
-          out->push_back(c);
-        }
-    }
+absl::Status Grow(const Value& item, Extent* extent) {
+  if (item.name_space() != nullptr || item.loop() != nullptr || item.macro() != nullptr) {
+    return absl::UnimplementedError(absl::StrCat("a ", item.kind(), " inside another value"));
   }
-  out->push_back('"');
-}
-
-absl::Status AppendJson(const Value& value, int64_t indent, int64_t level, std::string* out) {
-  const auto new_line = [&](int64_t at) {
-    if (indent >= 0) out->append("\n").append(static_cast<size_t>(indent * at), ' ');
-  };
-  const std::string_view comma = indent >= 0 ? "," : ", ";
-  if (value.is_none()) {
-    out->append("null");
-  } else if (const bool* b = value.boolean()) {
-    out->append(*b ? "true" : "false");
-  } else if (const int64_t* i = value.integer()) {
-    absl::StrAppend(out, *i);
-  } else if (const std::string* s = value.string()) {
-    AppendJsonString(*s, out);
-  } else if (const List* list = value.list()) {
-    out->push_back('[');
-    for (size_t n = 0; n < list->items.size(); ++n) {
-      if (n > 0) out->append(comma);
-      new_line(level + 1);
-      PHX_RETURN_IF_ERROR(AppendJson(list->items[n], indent, level + 1, out));
-    }
-    if (!list->items.empty()) new_line(level);
-    out->push_back(']');
-  } else if (const Dict* dict = value.dict()) {
-    out->push_back('{');
-    for (size_t n = 0; n < dict->entries.size(); ++n) {
-      if (n > 0) out->append(comma);
-      new_line(level + 1);
-      AppendJsonString(dict->entries[n].first, out);
-      out->append(": ");
-      PHX_RETURN_IF_ERROR(AppendJson(dict->entries[n].second, indent, level + 1, out));
-    }
-    if (!dict->entries.empty()) new_line(level);
-    out->push_back('}');
-  } else {
-    return absl::InvalidArgumentError(absl::StrCat("tojson: ", value.kind(), " is not JSON serializable"));
+  const Extent of_item = item.extent();
+  extent->depth = std::max(extent->depth, of_item.depth + 1);
+  extent->weight += of_item.weight;
+  if (extent->depth > kMaxValueDepth) {
+    return absl::InvalidArgumentError(absl::StrCat("a value nested more than ", kMaxValueDepth, " deep"));
+  }
+  if (extent->weight > kMaxValueWeight) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("a list or mapping of more than ", kMaxValueWeight, " bytes"));
   }
   return absl::OkStatus();
 }
 
-// Makes `item` count in the extent of what holds it.
-absl::Status Include(const Value& item, Extent* extent) {
-  if (item.name_space() != nullptr) return absl::UnimplementedError("a namespace inside another value");
-  const Extent inner = item.extent();
-  extent->depth = std::max(extent->depth, inner.depth + 1);
-  extent->weight += inner.weight;
-  if (extent->depth > kMaxValueDepth || extent->weight > kMaxValueWeight) {
-    return absl::InvalidArgumentError(absl::StrCat("lists or mappings nested more than ", kMaxValueDepth,
-                                                   " deep or holding more than ", kMaxValueWeight, " bytes"));
+bool EqualNumbers(const Value& a, const Value& b) {
+  if (a.big() != nullptr || b.big() != nullptr) {
+    return a.big() != nullptr && b.big() != nullptr && a.big()->digits == b.big()->digits;
   }
-  return absl::OkStatus();
+  if (a.number() && b.number()) return *a.number() == *b.number();
+  return *a.as_double() == *b.as_double();
 }
+
+bool IsNumber(const Value& v) { return v.as_double().has_value() || v.big() != nullptr; }
 
 }  // namespace
 
 const Value* Dict::Find(std::string_view key) const {
-  for (const auto& [name, value] : entries) {
-    if (name == key) return &value;
+  for (const auto& entry : entries) {
+    const Text* text = entry.first.text();
+    if (text != nullptr && text->view() == key) return &entry.second;
   }
   return nullptr;
 }
 
-void Dict::Set(std::string_view key, Value value) {
-  for (auto& [name, old] : entries) {
-    if (name == key) {
-      old = std::move(value);
-      return;
-    }
+const Value* Dict::Find(const Value& key) const {
+  if (key.text() != nullptr) return Find(key.text()->view());
+  for (const auto& entry : entries) {
+    if (entry.first.Equals(key)) return &entry.second;
   }
-  entries.emplace_back(key, std::move(value));
+  return nullptr;
 }
 
-absl::StatusOr<Value> Value::MakeList(std::vector<Value> items) {
-  auto list = std::make_shared<List>();
-  for (const Value& item : items) PHX_RETURN_IF_ERROR(Include(item, &list->extent));
-  list->items = std::move(items);
-  return Value(Variant(ListPtr(std::move(list))));
+void Dict::Set(const Value& key, Value value) {
+  if (const Value* found = Find(key)) {
+    *const_cast<Value*>(found) = std::move(value);
+  } else {
+    entries.emplace_back(key, std::move(value));
+  }
+}
+
+void Dict::Set(std::string_view key, Value value) { Set(Value::Str(std::string(key)), std::move(value)); }
+
+absl::StatusOr<Value> Value::MakeList(std::vector<Value> items, List::Kind kind) {
+  List list;
+  list.kind = kind;
+  for (const Value& item : items) PHX_RETURN_IF_ERROR(Grow(item, &list.extent));
+  list.items = std::move(items);
+  return Value(Variant(std::make_shared<const List>(std::move(list))));
 }
 
 absl::StatusOr<Value> Value::MakeDict(Dict dict) {
   dict.extent = {};
-  for (const auto& entry : dict.entries) PHX_RETURN_IF_ERROR(Include(entry.second, &dict.extent));
-  return Value(Variant(DictPtr(std::make_shared<const Dict>(std::move(dict)))));
+  for (const auto& [key, value] : dict.entries) {
+    PHX_RETURN_IF_ERROR(Grow(key, &dict.extent));
+    PHX_RETURN_IF_ERROR(Grow(value, &dict.extent));
+  }
+  return Value(Variant(std::make_shared<const Dict>(std::move(dict))));
 }
 
 Extent Value::extent() const {
   if (list() != nullptr) return list()->extent;
   if (dict() != nullptr) return dict()->extent;
-  if (string() != nullptr) return {0, static_cast<int64_t>(string()->size())};
+  if (text() != nullptr) return {0, static_cast<int64_t>(text()->size())};
   return {};
 }
 
 const char* Value::kind() const {
-  static constexpr const char* kKinds[] = {"undefined", "none", "bool",    "int",
-                                           "str",       "list", "mapping", "namespace"};
+  static constexpr const char* kKinds[] = {"undefined", "none",  "bool",    "int",     "float",
+                                           "int",       "str",   "list",    "mapping", "namespace",
+                                           "loop",      "macro", "function"};
+  if (list() != nullptr) {
+    static constexpr const char* kLists[] = {"list", "tuple", "generator", "view of a mapping", "range"};
+    return kLists[static_cast<int>(list()->kind)];
+  }
   return kKinds[value_.index()];
 }
 
@@ -148,8 +105,9 @@ bool Value::truthy() const {
   if (is_undefined() || is_none()) return false;
   if (boolean() != nullptr) return *boolean();
   if (integer() != nullptr) return *integer() != 0;
-  if (string() != nullptr) return !string()->empty();
-  if (list() != nullptr) return !list()->items.empty();
+  if (real() != nullptr) return *real() != 0;
+  if (text() != nullptr) return !text()->empty();
+  if (list() != nullptr) return list()->kind == List::Kind::kGenerator || !list()->items.empty();
   if (dict() != nullptr) return !dict()->entries.empty();
   return true;
 }
@@ -157,9 +115,12 @@ bool Value::truthy() const {
 bool Value::Equals(const Value& other) const {
   if (is_undefined() || other.is_undefined()) return is_undefined() && other.is_undefined();
   if (is_none() || other.is_none()) return is_none() && other.is_none();
-  if (number() && other.number()) return *number() == *other.number();
-  if (string() != nullptr && other.string() != nullptr) return *string() == *other.string();
+  if (IsNumber(*this) && IsNumber(other)) return EqualNumbers(*this, other);
+  if (text() != nullptr && other.text() != nullptr) return text()->view() == other.text()->view();
   if (list() != nullptr && other.list() != nullptr) {
+    if (list()->kind != other.list()->kind || list()->kind == List::Kind::kGenerator) {
+      return list() == other.list();
+    }
     return std::equal(list()->items.begin(), list()->items.end(), other.list()->items.begin(),
                       other.list()->items.end(), [](const Value& x, const Value& y) { return x.Equals(y); });
   }
@@ -170,22 +131,33 @@ bool Value::Equals(const Value& other) const {
              return match != nullptr && match->Equals(entry.second);
            });
   }
-  return name_space() != nullptr && name_space() == other.name_space();
+  if (name_space() != nullptr) return name_space() == other.name_space();
+  if (loop() != nullptr) return loop() == other.loop();
+  if (macro() != nullptr) return macro() == other.macro();
+  if (function() != nullptr && other.function() != nullptr) {
+    return function() == other.function() ||
+           (function()->self == nullptr && other.function()->self == nullptr &&
+            function()->name == other.function()->name);
+  }
+  return false;
 }
 
-absl::StatusOr<std::string> ToText(const Value& value) {
-  if (value.is_undefined()) return std::string();
-  if (value.is_none()) return std::string("None");
-  if (value.boolean() != nullptr) return std::string(*value.boolean() ? "True" : "False");
-  if (value.integer() != nullptr) return absl::StrCat(*value.integer());
-  if (value.string() != nullptr) return *value.string();
-  return absl::UnimplementedError(absl::StrCat("a ", value.kind(), " as text"));
+bool Value::HasUser() const {
+  if (text() != nullptr) return text()->has_user();
+  if (list() != nullptr) {
+    return std::any_of(list()->items.begin(), list()->items.end(),
+                       [](const Value& v) { return v.HasUser(); });
+  }
+  if (dict() != nullptr) {
+    return std::any_of(dict()->entries.begin(), dict()->entries.end(),
+                       [](const auto& e) { return e.first.HasUser() || e.second.HasUser(); });
+  }
+  return false;
 }
 
-absl::StatusOr<std::string> ToJson(const Value& value, int64_t indent) {
-  std::string out;
-  PHX_RETURN_IF_ERROR(AppendJson(value, indent, 0, &out));
-  return out;
+std::string Describe(const Value& value) {
+  if (value.undefined() != nullptr) return absl::StrCat("undefined ('", value.undefined()->name, "')");
+  return value.kind();
 }
 
 bool IsSpace(uint32_t c) {
@@ -196,15 +168,23 @@ bool IsSpace(uint32_t c) {
 
 std::vector<size_t> CharacterOffsets(std::string_view text) {
   std::vector<size_t> offsets;
-  for (size_t at = 0; at < text.size(); at += NextUtf8(text.substr(at)).bytes) offsets.push_back(at);
+  offsets.reserve(text.size() / 2 + 2);
+  for (size_t at = 0; at < text.size(); ++at) {
+    if ((static_cast<unsigned char>(text[at]) & 0xc0) != 0x80) offsets.push_back(at);
+  }
   offsets.push_back(text.size());
   return offsets;
 }
 
+int64_t CountCharacters(std::string_view text) {
+  return std::count_if(text.begin(), text.end(),
+                       [](char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; });
+}
+
 uint32_t CodePoint(std::string_view text) {
   const auto lead = static_cast<unsigned char>(text[0]);
+  if (lead < 0x80) return lead;
   const size_t length = NextUtf8(text).bytes;
-  if (length == 1) return lead;
   uint32_t code_point = lead & (0xff >> (length + 1));
   for (size_t i = 1; i < length; ++i)
     code_point = code_point << 6 | (static_cast<unsigned char>(text[i]) & 0x3f);
@@ -232,9 +212,9 @@ size_t FindText(std::string_view text, std::string_view part, size_t from) {
                           : static_cast<size_t>(static_cast<const char*>(found) - text.data());
 }
 
-std::string_view Strip(std::string_view text, bool left, bool right, const std::string* chars) {
+std::string_view Strip(std::string_view text, bool left, bool right, std::optional<std::string_view> chars) {
   const auto goes = [chars](std::string_view character) {
-    return chars == nullptr ? IsSpace(CodePoint(character)) : chars->find(character) != std::string::npos;
+    return chars ? chars->find(character) != std::string_view::npos : IsSpace(CodePoint(character));
   };
   while (left && !text.empty()) {
     const size_t bytes = NextUtf8(text).bytes;

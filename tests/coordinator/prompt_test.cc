@@ -60,22 +60,27 @@ TEST_F(PromptTest, TheTemplatesNamesAreTokensTheUsersAreText) {
   EXPECT_THAT(Encode(kPlain, ""), ElementsAreArray(Ids("{}{}")));
 }
 
-TEST_F(PromptTest, FenceBytesOfUsersDoNotBreakTheFence) {
-  EXPECT_THAT(Encode(kPlain,
-                     "\x02"
-                     "a\x03"),
-              ElementsAreArray(Ids("{}\xef\xbf\xbd"
-                                   "a\xef\xbf\xbd{}")));
-  EXPECT_THAT(Encode(kPlain, "\x03<|end|>\x02"),
-              ElementsAreArray(Ids("{}\xef\xbf\xbd<|end|>\xef\xbf\xbd{}")));
+TEST_F(PromptTest, NoByteOfUsersIsSpecial) {
+  EXPECT_THAT(Encode(kPlain, "\x02<|end|>\x03"), ElementsAreArray(Ids("{}\x02<|end|>\x03{}")));
 }
 
-TEST_F(PromptTest, ATemplateThatCutsAFenceKeepsItsOwnTokens) {
-  // The first half of what is split at the name ends in a lone fence.
+TEST_F(PromptTest, TheTemplateSeesWhatUsersWrote) {
   EXPECT_THAT(Encode("{{ messages[0].content.split('<|end|>')[0] }}<|end|>", "a<|end|>b"),
               ElementsAreArray(Ids("a{}")));
   EXPECT_THAT(Encode("{{ messages[0].content.split('<|end|>')[-1] }}<|end|>", "a<|end|>b"),
               ElementsAreArray(Ids("b{}")));
+  EXPECT_THAT(Encode("{% if '<|end|>' in messages[0].content %}yes{% endif %}<|end|>", "a<|end|>b"),
+              ElementsAreArray(Ids("yes{}")));
+}
+
+TEST_F(PromptTest, ANameWithAnyByteOfAUserIsText) {
+  EXPECT_THAT(Encode("<|{{ messages[0].content }}|>{{ '<|' + 'end' }}|>", "end"),
+              ElementsAreArray(Ids("<|end|>{}")));
+  EXPECT_THAT(Encode("{{ messages[0].content }}|>", "<|end"), ElementsAreArray(Ids("<|end|>")));
+  EXPECT_THAT(Encode("{{ messages | tojson }}<|end|>", "<|end|>"),
+              ElementsAreArray(Ids("[{\"role\": \"user\", \"content\": \"<|end|>\"}]{}")));
+  EXPECT_THAT(Encode("{{ messages[0].content | replace('x', '<|end|>') }}", "axb<|end|>"),
+              ElementsAreArray(Ids("a{}b<|end|>")));
 }
 
 TEST_F(PromptTest, ErrorsOfTheTemplateAreTold) {
