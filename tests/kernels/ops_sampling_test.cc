@@ -332,7 +332,7 @@ TEST_P(OpsTest, DrawsWithControlsFollowTheDistribution) {
         chi += (count[id] - expected) * (count[id] - expected) / expected;
       }
     }
-    EXPECT_LT(chi, 46.8) << "configuration with seed " << seed;
+    EXPECT_LT(chi, 44.8) << "configuration with seed " << seed;
   }
 }
 

@@ -98,6 +98,8 @@ class Recorder : public PlanSink, public OutputSink {
       EXPECT_EQ(said.finish, Finish::kNone);
       said.tokens.insert(said.tokens.end(), out.tokens.begin(), out.tokens.end());
       said.finish = out.finish;
+      EXPECT_TRUE(said.error.ok());
+      said.error = out.error;
     }
     changed_.NotifyAll();
   }
@@ -131,6 +133,13 @@ class Recorder : public PlanSink, public OutputSink {
       }
     }
     return said_[{source, request}].tokens;
+  }
+  absl::Status WaitError(uint64_t source, uint64_t request) {
+    const auto deadline = CondVar::Clock::now() + kLong;
+    MutexLock lock(mu_);
+    while (said_[{source, request}].error.ok() && changed_.WaitUntil(mu_, deadline)) {
+    }
+    return said_[{source, request}].error;
   }
   size_t WaitTokens(uint64_t source, uint64_t request, size_t count) {
     const auto deadline = CondVar::Clock::now() + kLong;
@@ -166,6 +175,7 @@ class Recorder : public PlanSink, public OutputSink {
   struct Said {
     std::vector<int32_t> tokens;
     Finish finish = Finish::kNone;
+    absl::Status error;
   };
   Mutex mu_;
   CondVar changed_;

@@ -96,7 +96,8 @@ class FakeRunner : public StepRunner {
     for (size_t i = 0; i < samples.size(); ++i) {
       if (samples[i].position != positions_[i] + 1)
         return absl::InternalError("a sample has a wrong position");
-      result.ids.push_back(FakeSample(contexts_[i], samples[i], options_.vocab_size));
+      const bool none = samples[i].seed == broken_seed && samples[i].position == broken_position;
+      result.ids.push_back(none ? -1 : FakeSample(contexts_[i], samples[i], options_.vocab_size));
       result.logprobs.emplace_back();
       if (samples[i].num_top >= 0)
         result.logprobs.back() = FakeLogprobs(contexts_[i], samples[i], result.ids[i]);
@@ -112,6 +113,9 @@ class FakeRunner : public StepRunner {
     sampled_.clear();
     return absl::OkStatus();
   }
+
+  // The logits for this position of the sequences with this seed hold a NaN.
+  uint64_t broken_seed = 0, broken_position = 0;
 
  protected:
   std::vector<int32_t> sampled_;    // by this step; a follower's subclass gets them from the leader

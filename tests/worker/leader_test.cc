@@ -145,6 +145,25 @@ INSTANTIATE_TEST_SUITE_P(
                             [](Group* g) { g->runner.bad_id = 2; }}),
     [](const auto& info) { return info.param.name; });
 
+TEST(Leader, ARowWithoutATokenFailsItsSequenceAlone) {
+  Group group;
+  group.runner.broken_seed = 2;
+  group.runner.broken_position = 9;
+  group.Start();
+  const SequenceRequest before = Request(1, 1, 40), broken = Request(1, 2, 40), after = Request(1, 3, 40);
+  for (const SequenceRequest& r : {before, broken, after}) ASSERT_TRUE(group.leader->Submit(r).ok());
+  const absl::Status error = group.recorder.WaitError(1, 2);
+  EXPECT_EQ(error.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(error.message(),
+            "request 2: the logits for position 9 hold a NaN or +inf, or nothing above -inf");
+  EXPECT_EQ(group.recorder.WaitFinished(1, 1), group.Alone(before));
+  EXPECT_EQ(group.recorder.WaitFinished(1, 3), group.Alone(after));
+  EXPECT_EQ(group.recorder.WaitTokens(1, 2, 0), 4u) << "what was said before stands";
+  ASSERT_TRUE(group.leader->Submit(Request(1, 4, 5)).ok());
+  EXPECT_EQ(group.recorder.WaitFinished(1, 4), group.Alone(Request(1, 4, 5)));
+  EXPECT_TRUE(group.recorder.ends().empty());
+}
+
 TEST(Leader, AFailureAnswersRequestsThatCameTooLate) {
   Group group;
   Channel<int> gate;

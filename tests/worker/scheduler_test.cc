@@ -324,6 +324,9 @@ TEST(Scheduler, RefusesRequestsThatAStepCouldNotRun) {
   SequenceRequest good;
   good.prompt = {1, 2, 3};
   good.max_tokens = 4;
+  const auto bias = [](std::vector<TokenBias> b) {
+    return std::make_shared<const std::vector<TokenBias>>(std::move(b));
+  };
   struct Case {
     const char* expected;
     std::function<void(SequenceRequest*)> spoil;
@@ -352,9 +355,57 @@ TEST(Scheduler, RefusesRequestsThatAStepCouldNotRun) {
       {"top_k is -1", [](SequenceRequest* r) { r->sampling.top_k = -1; }},
       {"logprobs is 21", [](SequenceRequest* r) { r->logprobs = 21; }},
       {"prompt_logprobs is -2", [](SequenceRequest* r) { r->prompt_logprobs = -2; }},
+      {"min_tokens is -1; it must be 0 to max_tokens, which is 4",
+       [](SequenceRequest* r) { r->min_tokens = -1; }},
+      {"min_tokens is 5", [](SequenceRequest* r) { r->min_tokens = 5; }},
+      {"hold the stop id 9",
+       [](SequenceRequest* r) {
+         r->generated = {9, 9}, r->stop_ids = {9}, r->min_tokens = 1;
+       }},
+      {"min_p is -0.5", [](SequenceRequest* r) { r->sampling.min_p = -0.5f; }},
+      {"min_p is 1.5", [](SequenceRequest* r) { r->sampling.min_p = 1.5f; }},
+      {"min_p is nan", [](SequenceRequest* r) { r->sampling.min_p = std::nanf(""); }},
+      {"repetition_penalty is 0", [](SequenceRequest* r) { r->sampling.repetition_penalty = 0; }},
+      {"repetition_penalty is -1", [](SequenceRequest* r) { r->sampling.repetition_penalty = -1; }},
+      {"repetition_penalty is inf", [](SequenceRequest* r) { r->sampling.repetition_penalty = INFINITY; }},
+      {"repetition_penalty is nan",
+       [](SequenceRequest* r) { r->sampling.repetition_penalty = std::nanf(""); }},
+      {"presence_penalty is 2.5", [](SequenceRequest* r) { r->sampling.presence_penalty = 2.5f; }},
+      {"presence_penalty is nan", [](SequenceRequest* r) { r->sampling.presence_penalty = std::nanf(""); }},
+      {"frequency_penalty is -2.5", [](SequenceRequest* r) { r->sampling.frequency_penalty = -2.5f; }},
+      {"logit_bias is of token 100",
+       [&](SequenceRequest* r) {
+         r->sampling.bias = bias({{100, 1}});
+       }},
+      {"logit_bias is of token -1",
+       [&](SequenceRequest* r) {
+         r->sampling.bias = bias({{-1, 1}});
+       }},
+      {"logit_bias has token 7 after 7",
+       [&](SequenceRequest* r) {
+         r->sampling.bias = bias({{7, 1}, {7, 2}});
+       }},
+      {"logit_bias of token 7 is 100.5",
+       [&](SequenceRequest* r) {
+         r->sampling.bias = bias({{7, 100.5f}});
+       }},
+      {"logit_bias of token 7 is nan",
+       [&](SequenceRequest* r) {
+         r->sampling.bias = bias({{7, std::nanf("")}});
+       }},
+      {"logit_bias has 1025 tokens",
+       [&](SequenceRequest* r) { r->sampling.bias = bias(std::vector<TokenBias>(1025)); }},
+      {"thinking.max_tokens is -1",
+       [](SequenceRequest* r) {
+         r->thinking = ThinkingBudget{-1, "", {}};
+       }},
       {"rope_mode is 1; the model has 1", [](SequenceRequest* r) { r->rope_mode = 1; }},
   };
+  SequenceRequest thinks = good;
+  thinks.thinking = ThinkingBudget{5, "", {{"think", {1}}}};
   Scheduler scheduler(o);
+  EXPECT_EQ(scheduler.Submit(thinks).status().code(), absl::StatusCode::kFailedPrecondition)
+      << "no tokenizer";
   for (const Case& c : cases) {
     SequenceRequest request = good;
     c.spoil(&request);
