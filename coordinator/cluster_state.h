@@ -28,6 +28,7 @@ struct ModelSpec {
   int32_t groups = 1;
   Compute compute = Compute::kFast;
   int32_t context_length = 0;
+  std::string tokenizer;  // a folder; "": the model's own
 };
 
 struct WorkerInfo {

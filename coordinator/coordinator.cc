@@ -21,6 +21,7 @@ constexpr std::chrono::milliseconds kTick{100};
 constexpr int64_t kSweepMs = 1000;
 constexpr std::chrono::seconds kHelloTimeout{10};
 constexpr int kPoolThreads = 2;
+constexpr int kBulkThreads = 1;
 constexpr size_t kMaxIdBytes = 256;
 
 ClusterState::Options ClusterOptions(const Config& config) {
@@ -43,10 +44,12 @@ Coordinator::Coordinator(const Config& config)
       in_flight_(config.max_in_flight),
       cluster_(ClusterOptions(config)),
       pool_(kPoolThreads),
+      bulk_pool_(kBulkThreads),
       loop_(kTick, [this] { Tick(); }) {}
 
 Coordinator::~Coordinator() {
   pool_.Stop();
+  bulk_pool_.Stop();
   loop_.Stop();
 }
 
@@ -188,19 +191,23 @@ void Coordinator::Load(const std::string& group, uint64_t epoch, const internal:
   }
 }
 
-GenerateCall* Coordinator::FindCall(uint64_t request, uint32_t attempt) {
+Coordinator::Submitter Coordinator::FindCall(uint64_t request, uint32_t attempt) {
   const auto it = requests_.find(request);
-  if (it == requests_.end() || it->second->generation->log().attempt() != attempt) return nullptr;
-  return it->second;
+  if (it == requests_.end()) return {};
+  const Submitter found = it->second;
+  const bool current = found.call->choices[found.choice].generation->log().attempt() == attempt;
+  return current ? found : Submitter{};
 }
 
 void Coordinator::Submitted(const internal::v1::SubmitResult& result) {
-  if (GenerateCall* call = FindCall(result.request(), result.attempt())) call->OnSubmitResult(result);
+  const Submitter found = FindCall(result.request(), result.attempt());
+  if (found.call != nullptr) found.call->OnSubmitResult(found.choice, result);
 }
 
 void Coordinator::Output(const internal::v1::StepOutput& output) {
   for (const internal::v1::SequenceOutput& sequence : output.sequences()) {
-    if (GenerateCall* call = FindCall(sequence.request(), sequence.attempt())) call->OnOutput(sequence);
+    const Submitter found = FindCall(sequence.request(), sequence.attempt());
+    if (found.call != nullptr) found.call->OnOutput(found.choice, sequence);
   }
 }
 
@@ -244,38 +251,66 @@ absl::Status Coordinator::Route(GenerateCall* call) {
       return sampling.status();
     }
   }
-  TokenLog log(*std::move(sampling), /*rope_mode=*/0);
-  log.BeginAttempt(group.leader->fingerprint);
-  call->generation = std::make_unique<Generation>(std::move(log), static_cast<int64_t>(call->prompt.size()),
-                                                  MakeTextStream(call->model), Now());
   call->group = *group_id;
-  call->request = next_request_++;
-  requests_[call->request] = call;
-  spdlog::debug("request {}: number {} to {}, {} prompt tokens, max_tokens {}, seed {}",
-                call->fields.request_id, call->request, *group_id, call->prompt.size(),
-                call->generation->log().sampling().max_tokens, call->generation->log().sampling().seed);
-  internal::v1::ServeResponse submit;
-  *submit.mutable_submit() = MakeSubmit(call->request, call->prompt, call->generation->log());
-  leaders_.at(*group_id)->Send(std::move(submit));
+  const auto num_choices = static_cast<uint32_t>(sampling->n);
+  Generation::Text text{TokensOf(call->model), call->fields.splits_reasoning(), call->opened};
+  for (uint32_t i = 0; i < num_choices; ++i) {
+    Sampling of_choice = *sampling;
+    of_choice.choice = i;
+    // The prompt is the same for all.
+    if (i > 0) of_choice.prompt_logprobs = -1;
+    TokenLog log(std::move(of_choice), /*rope_mode=*/0);
+    log.BeginAttempt(group.leader->fingerprint);
+    GenerateCall::Choice& choice = call->choices.emplace_back();
+    choice.generation =
+        std::make_unique<Generation>(std::move(log), static_cast<int64_t>(call->prompt.size()), text, Now());
+    choice.request = next_request_++;
+    requests_[choice.request] = {call, i};
+    if (i > 0) router_.Add(*group_id);
+  }
+  spdlog::debug("request {}: number {} to {}, {} prompt tokens, {} choices, max_tokens {}, seed {}",
+                call->fields.request_id, call->choices[0].request, *group_id, call->prompt.size(),
+                num_choices, sampling->max_tokens, sampling->seed);
+  Submit(call, 0);
+  // One task each: many long prompts do not hold up the loop.
+  for (uint32_t i = 1; i < num_choices; ++i) {
+    loop_.Post([this, request = call->choices[i].request] {
+      const auto it = requests_.find(request);
+      if (it != requests_.end()) Submit(it->second.call, it->second.choice);
+    });
+  }
   return absl::OkStatus();
 }
 
+void Coordinator::Submit(GenerateCall* call, uint32_t choice) {
+  const GenerateCall::Choice& submitted = call->choices[choice];
+  internal::v1::ServeResponse submit;
+  *submit.mutable_submit() = MakeSubmit(submitted.request, call->prompt, submitted.generation->log(),
+                                        call->opened, call->model->close_marks);
+  leaders_.at(call->group)->Send(std::move(submit));
+}
+
 void Coordinator::Release(GenerateCall* call, bool abort) {
-  if (call->request == 0) return;
-  requests_.erase(call->request);
+  for (uint32_t i = 0; i < call->choices.size(); ++i) Release(call, i, abort);
+}
+
+void Coordinator::Release(GenerateCall* call, uint32_t choice, bool abort) {
+  uint64_t& request = call->choices[choice].request;
+  if (request == 0) return;
+  requests_.erase(request);
   router_.Done(call->group);
   if (const auto leader = leaders_.find(call->group); abort && leader != leaders_.end()) {
     internal::v1::ServeResponse message;
-    message.mutable_abort()->set_request(call->request);
+    message.mutable_abort()->set_request(request);
     leader->second->Send(std::move(message));
   }
-  call->request = 0;
+  request = 0;
 }
 
 void Coordinator::Gone(GenerateCall* call) {
   Release(call, /*abort=*/true);
   calls_.erase(call);
-  if (call->admitted()) in_flight_.Leave();
+  in_flight_.Leave(call->admitted());
 }
 
 void Coordinator::CloseAll(const std::string& reason) {
@@ -346,9 +381,9 @@ void Coordinator::Do(const GroupReadyAction& action) {
 void Coordinator::Do(const GroupLostAction& action) {
   spdlog::warn("group {} epoch {}: over: {}", action.group, action.epoch, action.reason);
   if (router_.RemoveGroup(action.group)) num_ready_groups_.fetch_sub(1);
-  std::vector<GenerateCall*> lost;
-  for (const auto& [request, call] : requests_) {
-    if (call->group == action.group) lost.push_back(call);
+  std::unordered_set<GenerateCall*> lost;
+  for (const auto& [request, submitter] : requests_) {
+    if (submitter.call->group == action.group) lost.insert(submitter.call);
   }
   const absl::Status status =
       absl::UnavailableError(absl::StrCat("group ", action.group, " was lost: ", action.reason));

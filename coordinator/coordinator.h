@@ -24,6 +24,7 @@
 #include "phalanx/internal/v1/group_control.pb.h"
 #include "phalanx/internal/v1/worker_control.pb.h"
 #include "phalanx/v1/cluster.pb.h"
+#include "phalanx/v1/inference.pb.h"
 
 namespace phalanx::coordinator {
 
@@ -41,6 +42,8 @@ class Coordinator {
   // ----------------------------------------------------------------------------------------------
   EventLoop* loop() { return &loop_; }
   WorkPool* pool() { return &pool_; }
+  // For work that no stream waits for: a long text to tokenise does not hold up requests.
+  WorkPool* bulk_pool() { return &bulk_pool_; }
   ModelRegistry& registry() { return registry_; }
   InFlightLimit& in_flight() { return in_flight_; }
   const Config& config() const { return config_; }
@@ -57,6 +60,7 @@ class Coordinator {
   absl::Status Load(std::shared_ptr<const LoadedModel> model);
   absl::Status Unload(const std::string& name);
   void FillStatus(v1::GetStatusResponse* out) const;
+  void FillModel(const LoadedModel& model, v1::Model* out) const;
 
   // --- workers
   // -------------------------------------------------------------------------------------------------
@@ -84,8 +88,9 @@ class Coordinator {
   void Gone(GenerateCall* call);
   // Routes a tokenised request and submits it.
   void Dispatch(GenerateCall* call);
-  // Forgets a request; tells its group to stop unless the group ended it.
+  // Forgets the requests of a call, or of one choice; tells their group to stop unless the group ended them.
   void Release(GenerateCall* call, bool abort);
+  void Release(GenerateCall* call, uint32_t choice, bool abort);
 
   // Ends every stream and request: the process is about to end.
   void CloseAll(const std::string& reason);
@@ -98,7 +103,12 @@ class Coordinator {
   void Do(const DropWorkerAction& action);
   void Do(const GroupReadyAction& action);
   void Do(const GroupLostAction& action);
-  GenerateCall* FindCall(uint64_t request, uint32_t attempt);
+  struct Submitter {
+    GenerateCall* call;  // null: none
+    uint32_t choice;
+  };
+  Submitter FindCall(uint64_t request, uint32_t attempt);
+  void Submit(GenerateCall* call, uint32_t choice);
   absl::Status Route(GenerateCall* call);
   void Tick();
 
@@ -124,10 +134,11 @@ class Coordinator {
   std::unordered_set<WorkerStream*> worker_streams_;          // open
   std::map<std::string, GroupStream*, std::less<>> leaders_;  // serving, by group
   std::unordered_set<GroupStream*> group_streams_;            // open
-  std::unordered_map<uint64_t, GenerateCall*> requests_;      // submitted and not over
+  std::unordered_map<uint64_t, Submitter> requests_;          // submitted and not over
   std::unordered_set<GenerateCall*> calls_;                   // open
 
   WorkPool pool_;
+  WorkPool bulk_pool_;
   EventLoop loop_;  // last: its thread uses all the others
 };
 

@@ -1,11 +1,14 @@
 #include "coordinator/generate_call.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "base/grpc_util.h"
 #include "base/logging.h"
+#include "base/status_macros.h"
 #include "coordinator/convert.h"
 
 namespace phalanx::coordinator {
@@ -18,7 +21,12 @@ constexpr char kRetryAfterMs[] = "1000";
 
 size_t PromptBytes(const RequestFields& fields) {
   size_t bytes = fields.text.size();
-  for (const Message& message : fields.chat) bytes += message.content.size();
+  for (const Message& message : fields.chat) bytes += message.content.size() + message.reasoning.size();
+  for (const std::string& tool : fields.chat_options.tools) bytes += tool.size();
+  bytes += fields.chat_options.template_kwargs.size();
+  // Of token ids, only those that are looked at for marks of reasoning.
+  const bool looked_at = fields.splits_reasoning() || fields.sampling.max_reasoning_tokens;
+  if (looked_at) bytes += fields.tokens.size();
   return bytes;
 }
 
@@ -31,15 +39,7 @@ GenerateCall::GenerateCall(Coordinator* coordinator, grpc::CallbackServerContext
 
 void GenerateCall::Begin(const v1::GenerateRequest& request) {
   const auto hand_over = [this] { coordinator_->loop()->Post([this] { coordinator_->Dispatch(this); }); };
-  prepared = [&]() -> absl::Status {
-    if (absl::Status entered = coordinator_->in_flight().Enter(); !entered.ok()) return entered;
-    admitted_ = true;
-    auto found = coordinator_->registry().Find(request.model());
-    if (!found.ok()) return found.status();
-    model = *std::move(found);
-    fields = ToFields(request);
-    return CheckRequest(fields, model->limits);
-  }();
+  prepared = Admit(request);
   if (!prepared.ok()) return hand_over();
   if (PromptBytes(fields) <= kInlineBytes) {
     Prepare();
@@ -51,12 +51,30 @@ void GenerateCall::Begin(const v1::GenerateRequest& request) {
   });
 }
 
+absl::Status GenerateCall::Admit(const v1::GenerateRequest& request) {
+  const auto enter = [this](int64_t count) -> absl::Status {
+    PHX_RETURN_IF_ERROR(coordinator_->in_flight().Enter(count));
+    admitted_ += count;
+    return absl::OkStatus();
+  };
+  PHX_RETURN_IF_ERROR(enter(1));
+  PHX_ASSIGN_OR_RETURN(model, coordinator_->registry().Find(request.model()));
+  PHX_RETURN_IF_ERROR(CheckSizes(SizesOf(request), model->limits));
+  PHX_ASSIGN_OR_RETURN(fields, ToFields(request));
+  PHX_RETURN_IF_ERROR(CheckRequest(fields, model->limits));
+  const int32_t choices_asked = fields.sampling.n.value_or(1);
+  return choices_asked > 1 ? enter(choices_asked - 1) : absl::OkStatus();
+}
+
 void GenerateCall::Prepare() {
   auto ids = model->Tokenize(fields);
-  if (ids.ok()) {
-    prompt = *std::move(ids);
-  } else {
+  if (!ids.ok()) {
     prepared = ids.status();
+    return;
+  }
+  prompt = *std::move(ids);
+  if (fields.splits_reasoning() || fields.sampling.max_reasoning_tokens) {
+    opened = model->OpenedReasoning(fields, prompt);
   }
 }
 
@@ -65,68 +83,75 @@ void GenerateCall::Fail(const absl::Status& status, Queued queued) {
   if (absl::IsUnavailable(status) || absl::IsResourceExhausted(status)) {
     context()->AddTrailingMetadata("retry-after-ms", kRetryAfterMs);
   }
-  spdlog::debug("request {}: {}", fields.request_id, status.ToString());
+  // What clients wrote must not forge lines of the log.
+  spdlog::debug("request {}: {}", absl::Utf8SafeCEscape(fields.request_id),
+                absl::Utf8SafeCEscape(status.ToString()));
   Close(ToGrpc(status), queued);
+}
+
+void GenerateCall::FailAll(int code, const std::string& detail) {
+  coordinator_->Release(this, /*abort=*/true);
+  const bool known = code > 0 && code <= 16;
+  Fail(absl::Status(known ? static_cast<absl::StatusCode>(code) : absl::StatusCode::kInternal, detail));
 }
 
 void GenerateCall::SendStarted() {
   if (started_) return;
   started_ = true;
   Send(MakeStarted(fields.request_id, model->spec.name, static_cast<int64_t>(prompt.size()),
-                   generation->log()));
+                   choices[0].generation->log()));
 }
 
-void GenerateCall::OnSubmitResult(const internal::v1::SubmitResult& result) {
+void GenerateCall::OnSubmitResult(uint32_t choice, const internal::v1::SubmitResult& result) {
   switch (result.state()) {
     case internal::v1::SUBMIT_STATE_ACCEPTED:
-      generation->OnScheduled(coordinator_->Now());
+      choices[choice].generation->OnScheduled(coordinator_->Now());
       SendStarted();
       return;
     case internal::v1::SUBMIT_STATE_QUEUED:
       SendStarted();
       return;
-    case internal::v1::SUBMIT_STATE_REJECTED: {
-      const std::string detail = absl::StrCat("group ", group, " refused the request: ", result.detail());
-      coordinator_->Release(this, /*abort=*/false);
-      const bool known = result.code() > 0 && result.code() <= 16;
-      Fail(absl::Status(known ? static_cast<absl::StatusCode>(result.code()) : absl::StatusCode::kInternal,
-                        detail));
+    case internal::v1::SUBMIT_STATE_REJECTED:
+      coordinator_->Release(this, choice, /*abort=*/false);
+      FailAll(result.code(), absl::StrCat("group ", group, " refused the request: ", result.detail()));
       return;
-    }
     default:
-      coordinator_->Release(this, /*abort=*/true);
-      Fail(absl::InternalError(
-          absl::StrCat("group ", group, " answered with the unknown state ", result.state())));
+      FailAll(grpc::INTERNAL,
+              absl::StrCat("group ", group, " answered with the unknown state ", result.state()));
   }
 }
 
-void GenerateCall::OnOutput(const internal::v1::SequenceOutput& output) {
-  if (output.attempt() < generation->log().attempt()) return;
+void GenerateCall::OnOutput(uint32_t choice, const internal::v1::SequenceOutput& output) {
+  Generation& generation = *choices[choice].generation;
+  if (output.attempt() < generation.log().attempt()) return;
   if (output.error_code() != 0) {
-    const bool known = output.error_code() > 0 && output.error_code() <= 16;
-    const std::string detail = absl::StrCat("group ", group, ": ", output.error_detail());
-    coordinator_->Release(this, /*abort=*/false);
-    Fail(absl::Status(
-        known ? static_cast<absl::StatusCode>(output.error_code()) : absl::StatusCode::kInternal, detail));
+    coordinator_->Release(this, choice, /*abort=*/false);
+    FailAll(output.error_code(), absl::StrCat("group ", group, ": ", output.error_detail()));
     return;
   }
   SendStarted();
   Told told;
-  if (const absl::Status status = generation->OnOutput(ToOutput(output), coordinator_->Now(), &told);
+  if (const absl::Status status = generation.OnOutput(ToOutput(output), coordinator_->Now(), &told);
       !status.ok()) {
-    const absl::Status named(status.code(),
-                             absl::StrCat("group ", group, ": ", std::string(status.message())));
-    coordinator_->Release(this, /*abort=*/true);
-    Fail(named);
+    FailAll(static_cast<int>(status.code()),
+            absl::StrCat("group ", group, ": ", std::string(status.message())));
     return;
   }
   if (!told.prompt_logprobs.empty()) Send(MakePromptLogprobs(told));
-  if (told.has_chunk()) Send(MakeChunk(&told));
-  if (generation->finished()) {
-    Send(MakeFinished(told, generation->usage(coordinator_->Now())));
-    coordinator_->Release(this, generation->wants_abort());
-    Close(grpc::Status::OK);
-  } else if (static_cast<int64_t>(num_queued()) > coordinator_->config().max_unsent) {
+  if (told.has_chunk()) Send(MakeChunk(choice, &told));
+  if (generation.finished()) {
+    Send(MakeFinished(choice, told, generation.usage(coordinator_->Now())));
+    coordinator_->Release(this, choice, generation.wants_abort());
+    const bool over =
+        std::all_of(choices.begin(), choices.end(), [](const Choice& c) { return c.request == 0; });
+    if (over) {
+      Close(grpc::Status::OK);
+      return;
+    }
+  }
+  // One message a choice and step.
+  const auto most = coordinator_->config().max_unsent * static_cast<int64_t>(choices.size());
+  if (!closing() && static_cast<int64_t>(num_queued()) > most) {
     const size_t unsent = num_queued();
     coordinator_->Release(this, /*abort=*/true);
     Fail(absl::ResourceExhaustedError(absl::StrCat("the client reads too slowly: ", unsent,

@@ -1,4 +1,5 @@
-// One Generate call. Created on a gRPC thread, tokenised there or on the pool, then it belongs to the loop.
+// One Generate call: n choices, each a request of its own to one group. Created on a gRPC thread, tokenised
+// there or on the pool, then it belongs to the loop.
 #pragma once
 
 #include <memory>
@@ -24,32 +25,39 @@ class GenerateCall : public LoopWriter<grpc::ServerWriteReactor<v1::GenerateResp
   // ------------------------------------------------------------------------------------------------- Ends
   // the call with an error; where trying again may help, says when.
   void Fail(const absl::Status& status, Queued queued = Queued::kSend);
-  void OnSubmitResult(const internal::v1::SubmitResult& result);
-  void OnOutput(const internal::v1::SequenceOutput& output);
+  void OnSubmitResult(uint32_t choice, const internal::v1::SubmitResult& result);
+  void OnOutput(uint32_t choice, const internal::v1::SequenceOutput& output);
 
   // Set by Begin.
   RequestFields fields;
   std::shared_ptr<const LoadedModel> model;
   std::vector<int32_t> prompt;
-  absl::Status prepared;  // why it cannot be dispatched
+  const ReasoningFamily* opened = nullptr;  // whose reasoning the prompt left open
+  absl::Status prepared;                    // why it cannot be dispatched
 
   // Set by the coordinator when it submits the call.
-  uint64_t request = 0;  // 0: not submitted, or over
+  struct Choice {
+    uint64_t request = 0;  // 0: over
+    std::unique_ptr<Generation> generation;
+  };
+  std::vector<Choice> choices;
   std::string group;
-  std::unique_ptr<Generation> generation;
 
   bool cancelled() const { return cancelled_; }
-  bool admitted() const { return admitted_; }
+  int64_t admitted() const { return admitted_; }
 
  private:
   void OnCancelled() override;
   void OnGone() override;
+  absl::Status Admit(const v1::GenerateRequest& request);
   void Prepare();
+  // Ends the call where the group did: `code` is its own, of absl::StatusCode.
+  void FailAll(int code, const std::string& detail);
   void SendStarted();
   absl::Status CancelReason() const;
 
   Coordinator* const coordinator_;
-  bool admitted_ = false;    // counts in the in-flight limit
+  int64_t admitted_ = 0;     // counts in the in-flight limit
   bool dispatched_ = false;  // belongs to the loop alone
   bool cancelled_ = false;
   bool started_ = false;

@@ -7,12 +7,56 @@
 
 namespace phalanx::coordinator {
 
-Generation::Generation(TokenLog log, int64_t num_prompt_tokens, std::unique_ptr<TextStream> text, double now)
+Generation::Generation(TokenLog log, int64_t num_prompt_tokens, Text text, double now)
     : log_(std::move(log)),
       num_prompt_tokens_(num_prompt_tokens),
-      text_(std::move(text)),
+      tokens_(std::move(text.tokens)),
       stops_(log_.sampling().stop),
-      begun_(now) {}
+      begun_(now) {
+  if (text.split_reasoning) splitter_.emplace(text.opened);
+}
+
+bool Generation::TakeAnswer(bool look_for_stops, Told* told) {
+  if (splitter_ && splitter_->state() == ReasoningState::kAnswering) reasoning_.Finish(&told->reasoning);
+  piece_.clear();
+  answer_.Feed(answer_bytes_, &piece_);
+  if (look_for_stops) return stops_.Feed(piece_, &told->text);
+  told->text += piece_;
+  return false;
+}
+
+bool Generation::TakeToken(int32_t id, size_t number, Told* told) {
+  // An id that the model has but its tokenizer has not (a padded vocabulary) stands for no text.
+  if (id < 0 || static_cast<size_t>(id) >= tokens_->bytes.size()) return false;
+  const std::string& bytes = tokens_->bytes[static_cast<size_t>(id)];
+  const bool is_control = tokens_->is_control[static_cast<size_t>(id)];
+  answer_bytes_.clear();
+  if (splitter_) {
+    reasoning_bytes_.clear();
+    splitter_->Push(bytes, is_control, &reasoning_bytes_, &answer_bytes_);
+    reasoning_.Feed(reasoning_bytes_, &told->reasoning);
+  } else if (!is_control) {
+    answer_bytes_ = bytes;
+  }
+  // A stop string lies wholly in the text of tokens that may end the generation.
+  return TakeAnswer(number > static_cast<size_t>(log_.sampling().min_tokens), told);
+}
+
+bool Generation::TakeEnd(Told* told) {
+  if (splitter_) {
+    reasoning_bytes_.clear();
+    answer_bytes_.clear();
+    splitter_->Finish(&reasoning_bytes_, &answer_bytes_);
+    reasoning_.Feed(reasoning_bytes_, &told->reasoning);
+    reasoning_.Finish(&told->reasoning);
+    if (TakeAnswer(true, told)) return true;
+  }
+  piece_.clear();
+  answer_.Finish(&piece_);
+  if (stops_.Feed(piece_, &told->text)) return true;
+  stops_.Finish(&told->text);
+  return false;
+}
 
 absl::Status Generation::OnOutput(SequenceOutput output, double now, Told* told) {
   *told = Told();
@@ -36,26 +80,17 @@ absl::Status Generation::OnOutput(SequenceOutput output, double now, Told* told)
   if (known < output.token_ids.size() && first_token_ < 0) first_token_ = now;
 
   told->offset = static_cast<int32_t>(before);
-  std::string piece;
   size_t taken = known;  // ids of this output that are told or were told before
   bool stopped = false;
   while (taken < output.token_ids.size() && !stopped) {
     const int32_t id = output.token_ids[taken++];
-    if (text_ == nullptr) continue;
+    if (tokens_ == nullptr) continue;
     // The text ends before the token that ends the generation.
     const bool ends = output.finish == FinishReason::kStop && output.stop_token_id == id &&
                       taken == output.token_ids.size();
-    if (ends) continue;
-    piece.clear();
-    text_->Push(id, &piece);
-    stopped = stops_.Feed(piece, &told->text);
+    if (!ends) stopped = TakeToken(id, static_cast<size_t>(output.offset) + taken, told);
   }
-  if (!stopped && output.finish != FinishReason::kNone && text_ != nullptr) {
-    piece.clear();
-    text_->Finish(&piece);
-    stopped = stops_.Feed(piece, &told->text);
-    if (!stopped) stops_.Finish(&told->text);
-  }
+  if (!stopped && output.finish != FinishReason::kNone && tokens_ != nullptr) stopped = TakeEnd(told);
   told->token_ids.assign(output.token_ids.begin() + static_cast<std::ptrdiff_t>(known),
                          output.token_ids.begin() + static_cast<std::ptrdiff_t>(taken));
   if (sampling.logprobs >= 0) {
@@ -83,6 +118,7 @@ Generation::Usage Generation::usage(double now) const {
   usage.queue_seconds = (scheduled_ < 0 ? now : scheduled_) - begun_;
   usage.time_to_first_token_seconds = first_token_ < 0 ? 0 : first_token_ - begun_;
   usage.total_seconds = now - begun_;
+  if (splitter_) usage.reasoning_tokens = splitter_->reasoning_tokens();
   return usage;
 }
 

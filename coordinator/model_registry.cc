@@ -1,7 +1,6 @@
 #include "coordinator/model_registry.h"
 
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
 #include <utility>
 
@@ -10,7 +9,8 @@
 #include "base/gguf.h"
 #include "base/shard_plan.h"
 #include "base/status_macros.h"
-#include "coordinator/text/detokenizer.h"
+#include "base/strings.h"
+#include "coordinator/generation_config.h"
 
 namespace phalanx::coordinator {
 namespace {
@@ -18,21 +18,18 @@ namespace {
 constexpr int32_t kMaxGroups = 1024;
 constexpr size_t kMaxNameBytes = 128;
 
-class ModelText : public TextStream {
- public:
-  explicit ModelText(std::shared_ptr<const LoadedModel> model)
-      : model_(std::move(model)), detokenizer_(&model_->tokenizer->token_bytes()) {}
+constexpr size_t kMaxPathBytes = 4096;
 
-  void Push(int32_t id, std::string* out) override {
-    // An id that the model has but its tokenizer has not (a padded vocabulary) stands for no text.
-    detokenizer_.Feed(id, out).IgnoreError();
+absl::Status MakeAbsolute(const char* field, std::string* path) {
+  if (path->size() > kMaxPathBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, " has ", path->size(), " bytes; at most ", kMaxPathBytes, " are allowed"));
   }
-  void Finish(std::string* out) override { detokenizer_.Finish(out); }
-
- private:
-  const std::shared_ptr<const LoadedModel> model_;
-  Detokenizer detokenizer_;
-};
+  std::error_code error;
+  const std::filesystem::path absolute = std::filesystem::absolute(*path, error);
+  if (!error) *path = absolute.lexically_normal().string();
+  return absl::OkStatus();
+}
 
 absl::Status CheckName(const std::string& name) {
   const bool printable = std::none_of(name.begin(), name.end(), [](char c) {
@@ -75,28 +72,99 @@ absl::Status CompleteSpec(const GgufFile& file, const ModelConfig& config, Model
   return absl::OkStatus();
 }
 
-// The model's own generation defaults, as converters write them.
-absl::Status ReadDefaults(const GgufFile& file, ModelLimits* limits) {
-  if (file.FindValue("general.sampling.temp") != nullptr) {
-    PHX_ASSIGN_OR_RETURN(const double value, file.GetFloat("general.sampling.temp"));
-    if (!std::isfinite(value) || value < 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(file.path(), ": general.sampling.temp is ", value, "; it must be at least 0"));
+// A control token of one of these names is never followed by more of the same answer, whatever the file says
+// of its ends; llama.cpp takes them likewise. "<|end|>" ends but a message of several where there is a
+// "<|return|>".
+std::vector<int32_t> NamedEnds(const TokenBytes& table) {
+  constexpr std::string_view kNames[] = {"<|eot_id|>",    "<|eom_id|>",
+                                         "<|im_end|>",    "<|end|>",
+                                         "<|return|>",    "<|endoftext|>",
+                                         "<end_of_turn>", "<|end_of_text|>",
+                                         "<EOT>",         "<\uff5cend\u2581of\u2581sentence\uff5c>"};
+  std::vector<int32_t> ids;
+  int32_t message_end = -1;
+  bool returns = false;
+  for (size_t id = 0; id < table.bytes.size(); ++id) {
+    const std::string& name = table.bytes[id];
+    if (!table.is_control[id] || std::find(std::begin(kNames), std::end(kNames), name) == std::end(kNames)) {
+      continue;
     }
-    limits->temperature = static_cast<float>(value);
-  }
-  if (file.FindValue("general.sampling.top_k") != nullptr) {
-    PHX_ASSIGN_OR_RETURN(const int64_t value, file.GetInt("general.sampling.top_k"));
-    limits->top_k = static_cast<int32_t>(std::clamp<int64_t>(value, 0, limits->vocab_size));
-  }
-  if (file.FindValue("general.sampling.top_p") != nullptr) {
-    PHX_ASSIGN_OR_RETURN(const double value, file.GetFloat("general.sampling.top_p"));
-    if (!(value > 0 && value <= 1)) {
-      return absl::InvalidArgumentError(absl::StrCat(file.path(), ": general.sampling.top_p is ", value,
-                                                     "; it must be greater than 0 and at most 1"));
+    returns |= name == "<|return|>";
+    if (name == "<|end|>") {
+      message_end = static_cast<int32_t>(id);
+    } else {
+      ids.push_back(static_cast<int32_t>(id));
     }
-    limits->top_p = static_cast<float>(value);
   }
+  if (message_end >= 0 && !returns) ids.push_back(message_end);
+  return ids;
+}
+
+void AddEnds(const std::vector<int32_t>& more, std::vector<int32_t>* ids) {
+  ids->insert(ids->end(), more.begin(), more.end());
+  std::sort(ids->begin(), ids->end());
+  ids->erase(std::unique(ids->begin(), ids->end()), ids->end());
+}
+
+absl::Status TakeTokenizer(absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer, LoadedModel* model) {
+  ModelLimits& limits = model->limits;
+  if (!tokenizer.ok()) {
+    limits.missing_text = absl::StrCat("has no usable tokenizer (", tokenizer.status().message(), ")");
+    limits.missing_template = "has no usable tokenizer";
+    return absl::OkStatus();
+  }
+  model->tokenizer = *std::move(tokenizer);
+  const TokenBytes& table = model->tokenizer->token_bytes();
+  if (model->tokenizer->vocab_size() > limits.vocab_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the tokenizer has ", model->tokenizer->vocab_size(), " tokens, but the model has ",
+                     limits.vocab_size, "; it must be the tokenizer that the model was made with"));
+  }
+  limits.has_tokenizer = true;
+  model->control_names = ControlNames(table);
+  for (const std::string& bytes : table.bytes) {
+    limits.longest_token_bytes = std::max(limits.longest_token_bytes, static_cast<int64_t>(bytes.size()));
+  }
+  for (const ReasoningFamily& family : ReasoningFamilies()) {
+    auto ids = model->tokenizer->Encode(family.close, /*parse_special=*/true);
+    if (ids.ok() && !ids->empty()) model->close_marks.push_back({std::string(family.name), *std::move(ids)});
+  }
+  return absl::OkStatus();
+}
+
+void TakeTemplate(absl::StatusOr<std::string> source, LoadedModel* model) {
+  ModelLimits& limits = model->limits;
+  if (model->tokenizer == nullptr) return;  // what is missing is said already
+  if (!source.ok()) {
+    limits.missing_template = absl::StrCat("has no chat template (", source.status().message(), ")");
+    return;
+  }
+  limits.chat_template = *source;
+  if (auto parsed = ChatTemplate::Parse(*std::move(source)); parsed.ok()) {
+    model->chat_template = *std::move(parsed);
+    limits.has_chat_template = true;
+  } else {
+    limits.missing_template = absl::StrCat("has a chat template that cannot be used (",
+                                           std::string(parsed.status().message()), ")");
+  }
+}
+
+absl::StatusOr<std::string> TemplateOfGguf(const GgufFile& file) {
+  constexpr const char* kKey = "tokenizer.chat_template";
+  if (file.FindValue(kKey) == nullptr) {
+    return absl::NotFoundError(absl::StrCat(file.path(), " has no ", kKey));
+  }
+  PHX_ASSIGN_OR_RETURN(const std::string_view text, file.GetString(kKey));
+  return std::string(text);
+}
+
+absl::Status ReadGgufText(const GgufFile& file, LoadedModel* model) {
+  PHX_ASSIGN_OR_RETURN(model->limits.defaults, SamplingDefaultsFromGguf(file));
+  PHX_RETURN_IF_ERROR(TakeTokenizer(TokenizerFromGguf(file), model));
+  TakeTemplate(TemplateOfGguf(file), model);
+  if (model->tokenizer == nullptr) return absl::OkStatus();
+  AddEnds(model->tokenizer->stop_ids(), &model->limits.end_ids);
+  AddEnds(NamedEnds(model->tokenizer->token_bytes()), &model->limits.end_ids);
   return absl::OkStatus();
 }
 
@@ -105,9 +173,10 @@ absl::Status ReadDefaults(const GgufFile& file, ModelLimits* limits) {
 absl::StatusOr<std::shared_ptr<const LoadedModel>> OpenModel(ModelSpec spec) {
   if (spec.path.empty()) return absl::InvalidArgumentError("spec.path is empty; it must name a GGUF file");
   // Workers may have another working directory.
-  std::error_code error;
-  const std::filesystem::path absolute = std::filesystem::absolute(spec.path, error);
-  if (!error) spec.path = absolute.lexically_normal().string();
+  PHX_RETURN_IF_ERROR(MakeAbsolute("spec.path", &spec.path));
+  if (!spec.tokenizer.empty()) {
+    return absl::UnimplementedError("spec.tokenizer is set; a tokenizer in a folder is not supported yet");
+  }
   PHX_ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(spec.path));
   auto model = std::make_shared<LoadedModel>();
   PHX_ASSIGN_OR_RETURN(model->config, ModelConfigFromGguf(*file));
@@ -121,32 +190,9 @@ absl::StatusOr<std::shared_ptr<const LoadedModel>> OpenModel(ModelSpec spec) {
   limits.name = spec.name;
   limits.vocab_size = model->config.vocab_size;
   limits.context_length = spec.context_length;
-  PHX_RETURN_IF_ERROR(ReadDefaults(*file, &limits));
-
-  if (auto tokenizer = TokenizerFromGguf(*file); tokenizer.ok()) {
-    model->tokenizer = *std::move(tokenizer);
-    limits.has_tokenizer = true;
-    model->control_names = ControlNames(model->tokenizer->token_bytes());
-    limits.end_ids = model->tokenizer->stop_ids();
-    for (const std::string& bytes : model->tokenizer->token_bytes().bytes) {
-      limits.longest_token_bytes = std::max(limits.longest_token_bytes, static_cast<int64_t>(bytes.size()));
-    }
-  } else {
-    limits.missing_text = absl::StrCat("has no usable tokenizer (", tokenizer.status().message(), ")");
-  }
-  const GgufValue* source = file->FindValue("tokenizer.chat_template");
-  if (source == nullptr) {
-    limits.missing_template = "has no chat template";
-  } else if (model->tokenizer != nullptr) {
-    PHX_ASSIGN_OR_RETURN(const std::string_view text, file->GetString("tokenizer.chat_template"));
-    if (auto parsed = ChatTemplate::Parse(std::string(text)); parsed.ok()) {
-      model->chat_template = *std::move(parsed);
-      limits.has_chat_template = true;
-    } else {
-      limits.missing_template = absl::StrCat("has a chat template that cannot be used (",
-                                             std::string(parsed.status().message()), ")");
-    }
-  }
+  PHX_RETURN_IF_ERROR(ReadGgufText(*file, model.get()));
+  // A cut on what the vocabulary can hold keeps a file's value in the range of a request's.
+  limits.defaults.top_k = std::min(limits.defaults.top_k, limits.vocab_size);
   model->spec = std::move(spec);
   return model;
 }
@@ -162,9 +208,31 @@ absl::StatusOr<std::vector<int32_t>> LoadedModel::Tokenize(const RequestFields& 
   }
 }
 
-std::unique_ptr<TextStream> MakeTextStream(std::shared_ptr<const LoadedModel> model) {
+const ReasoningFamily* LoadedModel::OpenedReasoning(const RequestFields& fields,
+                                                    const std::vector<int32_t>& ids) const {
+  if (tokenizer == nullptr) return nullptr;
+  if (fields.prompt == PromptKind::kText) return ReasoningLeftOpen(fields.text);
+  // What the template made of a chat's end. A mark is at most as many tokens as it has bytes; white space may
+  // follow it.
+  constexpr size_t kEndTokens = 64;
+  const size_t first =
+      fields.prompt == PromptKind::kChat && ids.size() > kEndTokens ? ids.size() - kEndTokens : 0;
+  std::string text;
+  const TokenBytes& table = tokenizer->token_bytes();
+  for (size_t i = first; i < ids.size(); ++i) {
+    if (static_cast<size_t>(ids[i]) < table.bytes.size()) text += table.bytes[static_cast<size_t>(ids[i])];
+  }
+  if (fields.prompt == PromptKind::kTokens) return ReasoningLeftOpen(text);
+  if (fields.chat_options.continue_final_message) {
+    if (const ReasoningFamily* open = ReasoningLeftOpen(fields.chat.back().content)) return open;
+  }
+  return ReasoningOpenedAtEnd(text);
+}
+
+std::shared_ptr<const TokenBytes> TokensOf(std::shared_ptr<const LoadedModel> model) {
   if (model->tokenizer == nullptr) return nullptr;
-  return std::make_unique<ModelText>(std::move(model));
+  const TokenBytes* tokens = &model->tokenizer->token_bytes();
+  return std::shared_ptr<const TokenBytes>(std::move(model), tokens);
 }
 
 absl::Status ModelRegistry::Add(std::shared_ptr<const LoadedModel> model) {

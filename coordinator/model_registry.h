@@ -30,13 +30,16 @@ struct LoadedModel {
   std::unique_ptr<Tokenizer> tokenizer;       // null: the file has none that we can use
   ControlNames control_names;                 // of the tokenizer
   std::optional<ChatTemplate> chat_template;  // absent: the file has none that we can render
+  std::vector<CloseMark> close_marks;         // of the families that the tokenizer can write
 
   // The prompt of a request that passed CheckRequest.
   absl::StatusOr<std::vector<int32_t>> Tokenize(const RequestFields& fields) const;
+  // The family whose reasoning the prompt `ids`, made of `fields`, leaves open; null: none.
+  const ReasoningFamily* OpenedReasoning(const RequestFields& fields, const std::vector<int32_t>& ids) const;
 };
 
-// The text of a generation by `model`, which it keeps alive; null without a tokenizer.
-std::unique_ptr<TextStream> MakeTextStream(std::shared_ptr<const LoadedModel> model);
+// The tokens of `model`, which they keep alive; null without a tokenizer.
+std::shared_ptr<const TokenBytes> TokensOf(std::shared_ptr<const LoadedModel> model);
 
 // Reads the header of `spec.path` and fills in the spec's defaults. NotFound (file), InvalidArgument (a field
 // of the spec, or a broken file), Unimplemented (an architecture). A tokenizer or template that cannot be

@@ -100,6 +100,12 @@ struct Sampling {
   int32_t prompt_logprobs = -1;  // -1: none
 };
 
+// The tokens of the mark that closes the reasoning of a family (base/reasoning.h).
+struct CloseMark {
+  std::string family;
+  std::vector<int32_t> ids;
+};
+
 struct TokenLogprob {
   int32_t id = 0;
   float logprob = 0;

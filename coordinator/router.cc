@@ -81,10 +81,19 @@ std::optional<std::string> Router::Pick(std::string_view model, const std::vecto
   return chosen->first;
 }
 
+void Router::Add(std::string_view group) {
+  if (const auto it = groups_.find(group); it != groups_.end()) ++it->second.in_flight;
+}
+
 void Router::Done(std::string_view group) {
   if (const auto it = groups_.find(group); it != groups_.end() && it->second.in_flight > 0) {
     --it->second.in_flight;
   }
+}
+
+bool Router::Serves(std::string_view model) const {
+  return std::any_of(groups_.begin(), groups_.end(),
+                     [model](const auto& entry) { return entry.second.model == model; });
 }
 
 int64_t Router::in_flight(std::string_view group) const {

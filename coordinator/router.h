@@ -36,9 +36,13 @@ class Router {
 
   // The group for a request, whose in-flight count it raises; nothing when no group serves the model.
   std::optional<std::string> Pick(std::string_view model, const std::vector<int32_t>& prompt);
-  // The request is over. A group that is gone meanwhile is ignored.
+  // One more request to the group that was picked.
+  void Add(std::string_view group);
+  // A request is over. A group that is gone meanwhile is ignored.
   void Done(std::string_view group);
 
+  // Whether a group serves `model`.
+  bool Serves(std::string_view model) const;
   int64_t in_flight(std::string_view group) const;
 
  private:

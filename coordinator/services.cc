@@ -7,6 +7,7 @@
 #include "coordinator/control_streams.h"
 #include "coordinator/convert.h"
 #include "coordinator/generate_call.h"
+#include "coordinator/model_service.h"
 
 namespace phalanx::coordinator {
 
@@ -15,6 +16,70 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
   auto* call = new GenerateCall(coordinator_, context);  // deletes itself
   call->Begin(*request);
   return call;
+}
+
+grpc::ServerUnaryReactor* InferenceService::WithModel(grpc::CallbackServerContext* context,
+                                                      const std::string& model,
+                                                      std::function<absl::Status(const LoadedModel&)> work) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const auto refuse = [reactor](const absl::Status& status) {
+    reactor->Finish(ToGrpc(status));
+    return reactor;
+  };
+  if (coordinator_->draining()) return refuse(absl::UnavailableError("the coordinator is shutting down"));
+  auto found = coordinator_->registry().Find(model);
+  if (!found.ok()) return refuse(found.status());
+  if (const absl::Status entered = coordinator_->in_flight().Enter(); !entered.ok()) return refuse(entered);
+  coordinator_->bulk_pool()->Post([this, reactor, found = *std::move(found), work = std::move(work)] {
+    const absl::Status status = work(*found);
+    coordinator_->in_flight().Leave();
+    reactor->Finish(ToGrpc(status));
+  });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
+                                                     const v1::TokenizeRequest* request,
+                                                     v1::TokenizeResponse* response) {
+  return WithModel(context, request->model(), [request, response](const LoadedModel& model) {
+    return TokenizePrompt(model, *request, response);
+  });
+}
+
+grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
+                                                       const v1::DetokenizeRequest* request,
+                                                       v1::DetokenizeResponse* response) {
+  return WithModel(context, request->model(), [request, response](const LoadedModel& model) {
+    return DetokenizeIds(model, *request, response);
+  });
+}
+
+grpc::ServerUnaryReactor* InferenceService::ListModels(grpc::CallbackServerContext* context,
+                                                       const v1::ListModelsRequest*,
+                                                       v1::ListModelsResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  coordinator_->loop()->Post([this, reactor, response] {
+    for (const auto& model : coordinator_->registry().All()) {
+      coordinator_->FillModel(*model, response->add_models());
+    }
+    reactor->Finish(grpc::Status::OK);
+  });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* InferenceService::GetModel(grpc::CallbackServerContext* context,
+                                                     const v1::GetModelRequest* request,
+                                                     v1::GetModelResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  coordinator_->loop()->Post([this, reactor, request, response] {
+    const auto model = coordinator_->registry().Find(request->model());
+    if (model.ok()) {
+      coordinator_->FillModel(**model, response->mutable_model());
+      response->mutable_model()->set_chat_template((*model)->limits.chat_template);
+    }
+    reactor->Finish(ToGrpc(model.status()));
+  });
+  return reactor;
 }
 
 grpc::ServerUnaryReactor* ClusterService::GetStatus(grpc::CallbackServerContext* context,

@@ -1,5 +1,8 @@
-// The coordinator's four gRPC services. Each method hands over to the loop at once.
+// The coordinator's four gRPC services. Each method hands over to the loop or a pool at once.
 #pragma once
+
+#include <functional>
+#include <string>
 
 #include "coordinator/coordinator.h"
 #include "phalanx/internal/v1/group_control.grpc.pb.h"
@@ -14,8 +17,22 @@ class InferenceService : public v1::Inference::CallbackService {
   explicit InferenceService(Coordinator* coordinator) : coordinator_(coordinator) {}
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(grpc::CallbackServerContext* context,
                                                            const v1::GenerateRequest* request) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,
+                                     v1::TokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
+                                       const v1::DetokenizeRequest* request,
+                                       v1::DetokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
+                                       const v1::ListModelsRequest* request,
+                                       v1::ListModelsResponse* response) override;
+  grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context, const v1::GetModelRequest* request,
+                                     v1::GetModelResponse* response) override;
 
  private:
+  // Runs `work`, which takes a loaded model to a status, on the pool; the reactor gets its status.
+  grpc::ServerUnaryReactor* WithModel(grpc::CallbackServerContext* context, const std::string& model,
+                                      std::function<absl::Status(const LoadedModel&)> work);
+
   Coordinator* const coordinator_;
 };
 

@@ -1,9 +1,11 @@
-// Coordinator::FillStatus: the cluster as the operator sees it.
+// The cluster and its models as people see them.
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "base/version.h"
 #include "coordinator/convert.h"
 #include "coordinator/coordinator.h"
+#include "coordinator/model_service.h"
 
 namespace phalanx::coordinator {
 namespace {
@@ -88,6 +90,14 @@ void Coordinator::FillStatus(v1::GetStatusResponse* out) const {
     status->set_generated_tokens(group->load.generated_tokens);
     status->set_detail(cluster_.Describe(*group));
   }
+}
+
+void Coordinator::FillModel(const LoadedModel& model, v1::Model* out) const {
+  DescribeModel(model, config_.max_tokens_default, out);
+  out->set_ready(router_.Serves(model.spec.name));
+  if (out->ready()) return;
+  const std::string why = cluster_.WhyNotReady(model.spec.name);
+  out->set_detail(out->detail().empty() ? why : absl::StrCat(why, "; ", out->detail()));
 }
 
 }  // namespace phalanx::coordinator

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <random>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "coordinator/text/detokenizer.h"
@@ -15,26 +17,19 @@ const TokenBytes& Table() {
   static const TokenBytes& table = *[] {
     auto* t = new TokenBytes;
     for (int i = 0; i < 256; ++i) t->bytes.push_back(std::string(1, static_cast<char>(i)));
-    for (const char* word : {"hello", " world", "STOP", "ST", "OP now", "\xe2\x82", "<end>"})
+    for (const char* word :
+         {"hello", " world", "STOP", "ST", "OP now", "\xe2\x82", "<end>", "<think>", "</think>"})
       t->bytes.push_back(word);
     t->is_control.assign(t->bytes.size(), false);
-    t->is_control.back() = true;
+    for (const size_t control : {262, 263, 264}) t->is_control[control] = true;
     return t;
   }();
   return table;
 }
-constexpr const char* kNames[] = {"hello", "world", "STOP", "ST", "OP", "euro2", "end"};
+constexpr const char* kNames[] = {"hello", "world", "STOP", "ST", "OP", "euro2", "end", "think", "/think"};
 
-class TableText : public TextStream {
- public:
-  void Push(int32_t id, std::string* out) override { ASSERT_TRUE(detokenizer_.Feed(id, out).ok()); }
-  void Finish(std::string* out) override { detokenizer_.Finish(out); }
-
- private:
-  Detokenizer detokenizer_{&Table()};
-};
-
-// Commands: new [stop=A,B] [max=] [logprobs=] [prompt-logprobs=] [text=no]; attempt; scheduled;
+// Commands: new [stop=A,B] [max=] [min=] [logprobs=] [prompt-logprobs=] [text=no]
+// [split=yes] [opened=FAMILY]; attempt; scheduled;
 // out [offset=] [ids=] [finish=stop|length] [stop-id=] [attempt=] [logprobs=N] [prompt=N]; at SECONDS; usage.
 // ids: numbers, or the names above.
 class GenerationDriver {
@@ -46,14 +41,19 @@ class GenerationDriver {
     } else if (verb == "new") {
       Sampling sampling;
       sampling.max_tokens = static_cast<int32_t>(c.Number("max", 100));
+      sampling.min_tokens = static_cast<int32_t>(c.Number("min"));
       sampling.logprobs = static_cast<int32_t>(c.Number("logprobs", -1));
       sampling.prompt_logprobs = static_cast<int32_t>(c.Number("prompt-logprobs", -1));
       std::istringstream stops(c.Arg("stop"));
       for (std::string stop; std::getline(stops, stop, ',');) sampling.stop.push_back(stop);
       TokenLog log(sampling, 0);
       log.BeginAttempt("f");
-      std::unique_ptr<TextStream> text;
-      if (c.Arg("text") != "no") text = std::make_unique<TableText>();
+      Generation::Text text;
+      if (c.Arg("text") != "no") {
+        text.tokens = std::shared_ptr<const TokenBytes>(std::shared_ptr<void>(), &Table());
+      }
+      text.split_reasoning = c.Arg("split") == "yes";
+      text.opened = FindReasoningFamily(c.Arg("opened"));
       generation_ = std::make_unique<Generation>(std::move(log), 5, std::move(text), now_);
       next_ = 0;
     } else if (verb == "attempt") {
@@ -64,7 +64,8 @@ class GenerationDriver {
       const Generation::Usage u = generation_->usage(now_);
       return absl::StrCat("prompt ", u.prompt_tokens, " completion ", u.completion_tokens, " queue ",
                           u.queue_seconds, " first ", u.time_to_first_token_seconds, " total ",
-                          u.total_seconds, "\n");
+                          u.total_seconds, u.reasoning_tokens > 0 ? " reasoning " : "",
+                          u.reasoning_tokens > 0 ? absl::StrCat(u.reasoning_tokens) : "", "\n");
     } else if (verb == "out") {
       return Output(c);
     } else {
@@ -104,6 +105,7 @@ class GenerationDriver {
     if (told.has_chunk()) {
       absl::StrAppend(&shown, "chunk ", told.offset, ": [", absl::StrJoin(told.token_ids, " "), "] '",
                       told.text, "'");
+      if (!told.reasoning.empty()) absl::StrAppend(&shown, " reasoning '", told.reasoning, "'");
       if (!told.logprobs.empty()) absl::StrAppend(&shown, " ", told.logprobs.size(), " logprobs");
       shown += "\n";
     }
@@ -121,6 +123,50 @@ class GenerationDriver {
   double now_ = 0;
   int32_t next_ = 0;
 };
+
+// However a text is cut into tokens and steps, the same is told.
+TEST(Generation, SplitsReasoningOverRandomCuts) {
+  const std::string text =
+      "\n<think>Because \xe2\x82\xac </thin and <b>.</think>\n\nSo: 4\xe2\x82\xac STOP it";
+  std::mt19937 random(1);
+  for (int round = 0; round < 200; ++round) {
+    auto table = std::make_shared<TokenBytes>();
+    for (size_t at = 0; at < text.size();) {
+      const size_t size = 1 + random() % 9;
+      table->bytes.push_back(text.substr(at, size));
+      at += size;
+    }
+    const auto size = static_cast<int32_t>(table->bytes.size());
+    table->is_control.assign(table->bytes.size(), false);
+    Sampling sampling;
+    sampling.max_tokens = size;
+    sampling.stop = {"STOP", "Because"};  // the second is only in the reasoning
+    TokenLog log(sampling, 0);
+    log.BeginAttempt("f");
+    Generation generation(std::move(log), 1, {table, true, nullptr}, 0);
+    std::string reasoning, answer;
+    FinishReason finish = FinishReason::kNone;
+    for (int32_t at = 0; at < size && finish == FinishReason::kNone;) {
+      SequenceOutput output;
+      output.attempt = 1;
+      output.offset = at;
+      for (auto n = static_cast<int32_t>(random() % 4); n >= 0 && at < size; --n)
+        output.token_ids.push_back(at++);
+      if (at == size) output.finish = FinishReason::kLength;
+      Told told;
+      ASSERT_TRUE(generation.OnOutput(output, 0, &told).ok());
+      EXPECT_TRUE(told.reasoning.empty() || answer.empty()) << "reasoning after the answer";
+      reasoning += told.reasoning;
+      answer += told.text;
+      finish = told.finish;
+    }
+    EXPECT_EQ(reasoning, "Because \xe2\x82\xac </thin and <b>.");
+    EXPECT_EQ(answer, "\n\nSo: 4\xe2\x82\xac ");
+    EXPECT_EQ(finish, FinishReason::kStop);
+    EXPECT_GT(generation.usage(0).reasoning_tokens, 0);
+    EXPECT_LT(generation.usage(0).reasoning_tokens, size);
+  }
+}
 
 TEST(Generation, Transcripts) { RunTranscripts<GenerationDriver>("generation"); }
 
