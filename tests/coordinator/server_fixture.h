@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,9 +22,16 @@ namespace phalanx::coordinator {
 struct Answer {
   grpc::Status status;
   std::vector<v1::GenerateResponse> responses;
-  std::string text;
+  std::string text;  // of all choices
+  std::string reasoning;
   std::vector<int32_t> ids;
   std::string retry_after;
+  struct Choice {
+    std::string text;
+    std::vector<int32_t> ids;
+    v1::Finished finished;
+  };
+  std::map<uint32_t, Choice> choices;
 
   const v1::Started& started() const { return responses.at(0).started(); }
   const v1::Finished& finished() const { return responses.at(responses.size() - 1).finished(); }
@@ -121,7 +129,16 @@ class ServerTest : public ::testing::Test {
     for (v1::GenerateResponse response; reader->Read(&response);) {
       answer.text += response.chunk().text();
       if (response.has_chunk()) {
-        EXPECT_EQ(response.chunk().offset(), static_cast<int>(answer.ids.size()));
+        Answer::Choice& choice = answer.choices[response.chunk().index()];
+        EXPECT_EQ(response.chunk().offset(), static_cast<int>(choice.ids.size()));
+        choice.ids.insert(choice.ids.end(), response.chunk().token_ids().begin(),
+                          response.chunk().token_ids().end());
+        choice.text += response.chunk().text();
+        answer.reasoning += response.chunk().reasoning();
+      } else if (response.has_finished()) {
+        Answer::Choice& choice = answer.choices[response.finished().index()];
+        EXPECT_FALSE(choice.finished.has_usage()) << "finished twice";
+        choice.finished = response.finished();
       }
       answer.ids.insert(answer.ids.end(), response.chunk().token_ids().begin(),
                         response.chunk().token_ids().end());

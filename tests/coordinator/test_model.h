@@ -12,9 +12,11 @@
 
 namespace phalanx::coordinator {
 
-inline constexpr int32_t kEnd = 256;    // "<|end|>", end of sequence
-inline constexpr int32_t kStart = 257;  // "<|start|>", control
-inline constexpr int32_t kHello = 258;  // "hello"
+inline constexpr int32_t kEnd = 256;       // "<|end|>", end of sequence
+inline constexpr int32_t kStart = 257;     // "<|start|>", control
+inline constexpr int32_t kHello = 258;     // "hello"
+inline constexpr int32_t kThink = 259;     // "<think>", control
+inline constexpr int32_t kThinkEnd = 260;  // "</think>", control
 inline constexpr int32_t kVocab = 264;
 inline constexpr int32_t kContext = 4096;
 
@@ -61,6 +63,10 @@ struct TestModel {
       }
       tokens.push_back("hello");
       types.push_back(1);
+      for (const char* control : {"<think>", "</think>"}) {
+        tokens.push_back(control);
+        types.push_back(3);
+      }
       while (tokens.size() < kVocab) {
         tokens.push_back("unused" + std::to_string(tokens.size()));
         types.push_back(5);
