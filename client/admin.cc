@@ -142,6 +142,9 @@ absl::Status RunLoad(const ClientConfig& config, const std::shared_ptr<grpc::Cha
   spec->set_name(config.name);
   // The coordinator may run elsewhere: a relative path means this directory.
   spec->set_path(std::filesystem::absolute(config.path).lexically_normal().string());
+  if (!config.tokenizer.empty()) {
+    spec->set_tokenizer(std::filesystem::absolute(config.tokenizer).lexically_normal().string());
+  }
   spec->set_tensor_parallel(config.tensor_parallel);
   spec->set_shards(config.shards);
   spec->set_groups(config.groups);

@@ -98,6 +98,8 @@ absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::option
   load->add_option("--groups", c.groups, "replicas")->capture_default_str();
   load->add_option("--compute", c.compute, "fast or fp32")->capture_default_str();
   load->add_option("--context", c.context_length, "longest prompt + answer; 0: the model's own");
+  load->add_option("--tokenizer", c.tokenizer,
+                   "folder with tokenizer.json, in place of what the file says of text");
   load->add_option("--wait", c.wait_seconds, "seconds to wait until it is ready; 0: do not")
       ->capture_default_str();
   load->callback([&c] { c.command = Command::kLoad; });

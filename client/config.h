@@ -37,6 +37,7 @@ struct ClientConfig {
   std::string name;
   int tensor_parallel = 1, shards = 0, groups = 1, context_length = 0;
   std::string compute = "fast";
+  std::string tokenizer;  // a folder; empty: the file's own
   double wait_seconds = 120;  // for READY after load; 0 returns at once
 
   // inspect

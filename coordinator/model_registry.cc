@@ -168,6 +168,26 @@ absl::Status ReadGgufText(const GgufFile& file, LoadedModel* model) {
   return absl::OkStatus();
 }
 
+absl::Status ReadFolderText(const std::string& folder, const GgufFile& file, LoadedModel* model) {
+  PHX_RETURN_IF_ERROR(TakeTokenizer(TokenizerFromDirectory(folder), model));
+  TakeTemplate(ReadFolderTemplate(folder), model);
+  if (model->tokenizer != nullptr) AddEnds(model->tokenizer->stop_ids(), &model->limits.end_ids);
+  const std::string path = absl::StrCat(folder, "/generation_config.json");
+  const auto config = ReadGenerationConfig(path, model->limits.vocab_size);
+  if (config.ok()) {
+    model->limits.defaults = config->sampling;
+    AddEnds(config->end_ids, &model->limits.end_ids);
+  } else if (absl::IsNotFound(config.status())) {
+    PHX_ASSIGN_OR_RETURN(model->limits.defaults, SamplingDefaultsFromGguf(file));
+  } else {
+    return config.status();
+  }
+  if (model->tokenizer != nullptr && (!config.ok() || config->end_ids.empty())) {
+    AddEnds(NamedEnds(model->tokenizer->token_bytes()), &model->limits.end_ids);
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<const LoadedModel>> OpenModel(ModelSpec spec) {
@@ -175,7 +195,13 @@ absl::StatusOr<std::shared_ptr<const LoadedModel>> OpenModel(ModelSpec spec) {
   // Workers may have another working directory.
   PHX_RETURN_IF_ERROR(MakeAbsolute("spec.path", &spec.path));
   if (!spec.tokenizer.empty()) {
-    return absl::UnimplementedError("spec.tokenizer is set; a tokenizer in a folder is not supported yet");
+    PHX_RETURN_IF_ERROR(MakeAbsolute("spec.tokenizer", &spec.tokenizer));
+    if (spec.tokenizer.size() > 1 && spec.tokenizer.back() == '/') spec.tokenizer.pop_back();
+    std::error_code error;
+    if (!std::filesystem::is_directory(spec.tokenizer, error)) {
+      return absl::NotFoundError(absl::StrCat("spec.tokenizer is ", Quote(spec.tokenizer),
+                                              "; it must be a folder with tokenizer.json"));
+    }
   }
   PHX_ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(spec.path));
   auto model = std::make_shared<LoadedModel>();
@@ -190,7 +216,8 @@ absl::StatusOr<std::shared_ptr<const LoadedModel>> OpenModel(ModelSpec spec) {
   limits.name = spec.name;
   limits.vocab_size = model->config.vocab_size;
   limits.context_length = spec.context_length;
-  PHX_RETURN_IF_ERROR(ReadGgufText(*file, model.get()));
+  PHX_RETURN_IF_ERROR(spec.tokenizer.empty() ? ReadGgufText(*file, model.get())
+                                             : ReadFolderText(spec.tokenizer, *file, model.get()));
   // A cut on what the vocabulary can hold keeps a file's value in the range of a request's.
   limits.defaults.top_k = std::min(limits.defaults.top_k, limits.vocab_size);
   model->spec = std::move(spec);

@@ -109,6 +109,7 @@ class ServerTest : public ::testing::Test {
     ASSERT_TRUE(loaded.ok()) << loaded.error_message();
     AddWorker(std::move(options));
     ASSERT_TRUE(WaitReady("tiny/0"));
+    ASSERT_TRUE(Eventually([this] { return workers_[0]->leader() != nullptr; }));
   }
 
   static void SetDeadline(grpc::ClientContext* context, std::chrono::milliseconds timeout = kTestTimeout) {
