@@ -90,7 +90,8 @@ void AddedTokens::Split(std::string_view text, bool with_control,
     if (token.is_control && !with_control) continue;
     if (token.single_word && (EndsWithWord(text.substr(0, begin)) || StartsWithWord(text.substr(end))))
       continue;
-    // Never back over what the token before took.
+    // Never back over what the token before took (all of this one, maybe: `tokenizers` gives up there).
+    if (token.lstrip && end < done) continue;
     if (token.lstrip && begin > done) begin -= SpacesBefore(text.substr(done, begin - done));
     if (token.rstrip) {
       if (end < spaces_begin || end > spaces_end) {
