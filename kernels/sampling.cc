@@ -190,7 +190,9 @@ int32_t Sampler::Draw(const float* logits, int64_t n, float max, const SampleRow
     }
   }
   if (row.min_p > 0) {
-    for (int64_t i = 0; i < n; ++i) weights_[i] = weights_[i] >= row.min_p ? weights_[i] : 0.0f;
+    const float least = row.min_p;  // as locals: the loop is vectorised
+    float* weights = weights_.data();
+    for (int64_t i = 0; i < n; ++i) weights[i] = weights[i] >= least ? weights[i] : 0.0f;
   }
   return DrawFromWeights(n, SampleUniform(row.seed, row.choice, row.position));
 }

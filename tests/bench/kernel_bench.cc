@@ -244,6 +244,53 @@ class Bench {
     sample.rows[0].top_k = 50;
     time_sample("top-k 50");
     std::printf("\n");
+    Controls();
+  }
+
+  // What the controls of a request cost a row of a large vocabulary.
+  void Controls() {
+    const int64_t vocab = 200064;
+    const std::vector<float> logits = Normal(vocab);
+    auto counts = std::make_shared<TokenCounts>(vocab);
+    for (int64_t i = 0; i < 4000; ++i) counts->AddOutput(static_cast<int32_t>(i * 7919 % vocab));
+    int32_t id = 0;
+    SampleParams sample;
+    sample.logits = logits.data();
+    sample.num_rows = 1;
+    sample.vocab_size = sample.share_cols = vocab;
+    sample.share_begin = {0, vocab};
+    sample.rows.resize(1);
+    sample.ids = &id;
+    SampleRow& row = sample.rows[0];
+    std::printf("  one row of %lld:", static_cast<long long>(vocab));
+    for (const float temperature : {0.0f, 0.7f}) {
+      double plain = 0;
+      for (const bool penalties : {false, true}) {
+        row = SampleRow();
+        row.temperature = temperature;
+        if (penalties) {
+          row.repetition_penalty = 1.1f;
+          row.presence_penalty = 0.5f;
+          row.counts = counts;
+        }
+        const double seconds = Time(options_.quick ? 0.0 : 0.05, [&] {
+          ++row.position;
+          OrDie(ops_->Sample(sample));
+        });
+        std::printf(" %s%s %.0f us", temperature == 0 ? "greedy" : "temperature",
+                    penalties ? " with penalties of 4000 tokens" : "", seconds * 1e6);
+        if (penalties) std::printf(" (%.2f x),", seconds / plain);
+        if (!penalties) std::printf(",");
+        plain = seconds;
+      }
+    }
+    row = SampleRow();
+    row.temperature = 0.7f;
+    row.min_p = 0.05f;
+    std::printf(" min-p %.0f us\n", Time(options_.quick ? 0.0 : 0.05, [&] {
+                                      ++row.position;
+                                      OrDie(ops_->Sample(sample));
+                                    }) * 1e6);
   }
 
   const Options& options_;

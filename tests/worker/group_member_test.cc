@@ -5,6 +5,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
@@ -267,6 +269,44 @@ TEST_F(GroupMemberTest, AbortFreesAndBadRequestsAreRefused) {
   submit.add_prompt_ids(131);  // beyond the vocabulary
   coordinator_.Submit("g", submit);
   EXPECT_EQ(coordinator_.WaitSubmitResult(4).state(), internal::v1::SUBMIT_STATE_REJECTED);
+}
+
+// The folder with the tokenizer, the controls and the budget come over the wire.
+TEST_F(GroupMemberTest, AThinkingBudgetNeedsATokenizer) {
+  StartWorkers(2);
+  Form(1, 1);
+  internal::v1::Submit submit = MakeSubmit(1, 40);
+  submit.mutable_thinking()->set_max_tokens(7);
+  submit.mutable_thinking()->set_opened("think");
+  internal::v1::MarkIds* close = submit.mutable_thinking()->add_close();
+  close->set_family("think");
+  for (int id : {3, 4}) close->add_ids(id);
+  submit.set_repetition_penalty(1.25f);
+  coordinator_.Submit("g", submit);
+  EXPECT_EQ(coordinator_.WaitSubmitResult(1).state(), internal::v1::SUBMIT_STATE_REJECTED);
+  EXPECT_EQ(coordinator_.WaitSubmitResult(1).code(), static_cast<int>(absl::StatusCode::kFailedPrecondition));
+  ReleaseAll(1, 1);
+  coordinator_.WaitNotServing("g");
+
+  const std::string folder = absl::StrCat(::testing::TempDir(), "/group_member_test.", getpid());
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder + "/tokenizer.json")
+      << R"({"added_tokens": [], "decoder": {"type": "ByteLevel"}, "model": {"type": "BPE", "merges": [], )"
+      << R"("vocab": {"a": 0, "b": 1, "c": 2, "</th": 3, "ink>": 4}}})";
+  for (int r = 0; r < 2; ++r) {
+    internal::v1::Assign assign = MakeAssign(2, r, 2);
+    assign.mutable_model()->set_tokenizer(folder);
+    coordinator_.Assign(absl::StrCat("w", r), assign);
+  }
+  coordinator_.WaitServing("g", 2);
+  submit.set_request(2);
+  coordinator_.Submit("g", submit);
+  const std::vector<int32_t> tokens = coordinator_.WaitTokens(2);
+  ASSERT_EQ(tokens.size(), 40u);
+  EXPECT_EQ(tokens[7], 3);
+  EXPECT_EQ(tokens[8], 4);
+  ReleaseAll(2, 2);
+  std::filesystem::remove_all(folder);
 }
 
 TEST_F(GroupMemberTest, SecondCoordinatorGetsTheGroupAndMayNotTakeTheWorker) {
