@@ -48,13 +48,32 @@ absl::StatusOr<Text> RenderAs(const jinja::Program& program, const ChatInput& in
   return std::move(*text).Build();
 }
 
+// How often the text has what a template makes of none.
+int64_t CountNones(std::string_view text) {
+  int64_t count = 0;
+  for (const std::string_view none : {std::string_view("None"), std::string_view("null")}) {
+    for (size_t at = 0; (at = text.find(none, at)) != std::string_view::npos; at += none.size()) ++count;
+  }
+  return count;
+}
+
 // In the first form the template takes; the error is that of the usual one.
 absl::StatusOr<Text> RenderInput(const jinja::Program& program, const ChatInput& input,
                                  const std::vector<InputMessage>& messages, const RenderOptions& options) {
   absl::StatusOr<Text> first = RenderAs(program, input, messages, options, {});
-  const bool has_calls = std::any_of(messages.begin(), messages.end(),
-                                     [](const InputMessage& m) { return !m.message->tool_calls.empty(); });
-  if (first.ok() || !has_calls || first.status().code() != absl::StatusCode::kInvalidArgument) return first;
+  bool has_calls = false, has_none = false;
+  for (const InputMessage& m : messages) {
+    if (m.message->tool_calls.empty()) continue;
+    has_calls = true;
+    has_none = has_none || m.message->content.empty();
+  }
+  if (!has_calls || (!first.ok() && first.status().code() != absl::StatusCode::kInvalidArgument))
+    return first;
+  if (first.ok()) {
+    if (!has_none) return first;
+    absl::StatusOr<Text> other = RenderAs(program, input, messages, options, {false, true});
+    return other.ok() && CountNones(other->view()) < CountNones(first->view()) ? other : first;
+  }
   for (const ToolCallForm form :
        {ToolCallForm{true, false}, ToolCallForm{false, true}, ToolCallForm{true, true}}) {
     absl::StatusOr<Text> other = RenderAs(program, input, messages, options, form);

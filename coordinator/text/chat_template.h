@@ -27,8 +27,9 @@ struct ToolCall {
 
 // Templates see role and content always, the others where they are not empty: reasoning as reasoning_content
 // and thinking, tool_calls as [{"type": "function", "id": id, "function": {"name": name, "arguments":
-// mapping}}]. The content of an assistant's message that has tool calls and no text is none. Where a template
-// cannot be rendered so, it is tried with the arguments as the JSON text they came in, and with content "".
+// mapping}}]. The content of a message that has tool calls and no text is none, or "" where the template
+// would print the none. Where a template cannot be rendered so, it is tried with the arguments as the JSON
+// text they came in, and with content "".
 struct ChatMessage {
   std::string role;
   std::string content;

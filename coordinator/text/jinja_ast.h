@@ -57,7 +57,7 @@ using Block = std::vector<Stmt>;
 struct Stmt {
   enum class Kind {
     kText,      // text
-    kOutput,    // expr, escaped for HTML if `escape`
+    kOutput,    // expr
     kIf,        // branches, otherwise
     kFor,       // for target in expr if filter: branches[0].body; otherwise where there is no item
     kSet,       // target = expr, or target.attribute = expr
@@ -78,7 +78,6 @@ struct Stmt {
   std::string name = {};
   Target target = {};
   std::string attribute = {};
-  bool escape = false;
   ExprPtr expr = {};
   ExprPtr filter = {};
   std::vector<std::pair<Target, ExprPtr>> parameters = {};  // of a macro: null without a default

@@ -135,7 +135,7 @@ absl::StatusOr<Value> Interpreter::EvalConcat(const Expr& expr) {
     PHX_ASSIGN_OR_RETURN(const Value value, Eval(*arg));
     if (value.text() == nullptr) PHX_RETURN_IF_ERROR(Charge(value.extent().weight * 4, expr.line));
     PHX_ASSIGN_OR_RETURN(const Text part, ToText(value));
-    PHX_ASSIGN_OR_RETURN(text, Concat(text, part, &context_.budget));
+    PHX_ASSIGN_OR_RETURN(text, Concat(text, part.AsPlain(), &context_.budget));
   }
   return Value(std::move(text));
 }

@@ -320,22 +320,21 @@ absl::StatusOr<std::string> ExprParser::ParseVariable() {
 
 absl::StatusOr<Target> ExprParser::ParseTarget() {
   if (++nesting_ > kMaxNesting) return Unsupported(Now().line, "a tuple this deep");
-  const bool parentheses = SkipOp("(");
   Target tuple;
   bool several = false;
   while (true) {
-    if (IsOp("(")) {
-      PHX_ASSIGN_OR_RETURN(Target part, ParseTarget());
-      tuple.parts.push_back(std::move(part));
+    Target part;
+    if (SkipOp("(")) {
+      PHX_ASSIGN_OR_RETURN(part, ParseTarget());
+      PHX_RETURN_IF_ERROR(ExpectOp(")"));
     } else {
-      PHX_ASSIGN_OR_RETURN(std::string name, ParseVariable());
-      tuple.parts.push_back(Target{std::move(name)});
+      PHX_ASSIGN_OR_RETURN(part.name, ParseVariable());
     }
+    tuple.parts.push_back(std::move(part));
     if (!SkipOp(",")) break;
     several = true;
     if (IsName("in") || IsOp("=") || IsOp(")")) break;
   }
-  if (parentheses) PHX_RETURN_IF_ERROR(ExpectOp(")"));
   --nesting_;
   if (several) return tuple;
   Target one = std::move(tuple.parts[0]);
@@ -397,7 +396,7 @@ absl::StatusOr<ExprPtr> ExprParser::ParseFilter(ExprPtr expr) {
   const int line = Now().line;
   PHX_ASSIGN_OR_RETURN(std::string name, ExpectName());
   const absl::Status known = CheckFilter(name);
-  if (!known.ok()) return ErrorAt(line, known.code(), std::string(known.message()));
+  if (!known.ok() && !lenient_) return ErrorAt(line, known.code(), std::string(known.message()));
   PHX_ASSIGN_OR_RETURN(ExprPtr filter, Node(Kind::kFilter, line, std::move(name), MakeArgs(std::move(expr))));
   if (IsOp("(")) PHX_RETURN_IF_ERROR(ParseArguments(filter.get()));
   return filter;
@@ -430,7 +429,7 @@ absl::StatusOr<ExprPtr> ExprParser::ParseTest(ExprPtr expr) {
   const bool negated = SkipName("not");
   PHX_ASSIGN_OR_RETURN(std::string name, ExpectName());
   const absl::Status known = CheckTest(name);
-  if (!known.ok()) return ErrorAt(line, known.code(), std::string(known.message()));
+  if (!known.ok() && !lenient_) return ErrorAt(line, known.code(), std::string(known.message()));
   PHX_ASSIGN_OR_RETURN(expr, Node(Kind::kTest, line, std::move(name), MakeArgs(std::move(expr))));
   const Token::Kind next = Now().kind;
   if (IsOp("(")) {

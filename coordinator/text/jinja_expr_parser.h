@@ -54,6 +54,10 @@ class ExprParser {
   absl::StatusOr<std::string> ExpectName();
   absl::Status ExpectEnd(Token::Kind kind);
 
+  // Names of filters and tests that are not known are errors when they are run only. As in Jinja, so in an
+  // if: it may ask first.
+  bool lenient_ = false;
+
  private:
   // Loosest first.
   absl::StatusOr<ExprPtr> ParseConditional();

@@ -284,6 +284,8 @@ absl::StatusOr<Value> CallTextFilter(std::string_view name, const Text& text, co
   }
   PHX_RETURN_IF_ERROR(Bound::Bind(name, arguments, {}, 0).status());
   if (name == "string") return Value(text);
+  if (name == "safe") return Value(text.AsMarkup());
+  if (name == "escape" || name == "e") return Value(Escape(text));
   if (name == "upper") return Value(InCase(text, Case::kUpper));
   if (name == "lower") return Value(InCase(text, Case::kLower));
   if (name == "capitalize") return Value(InCase(text, Case::kCapitalized));
@@ -299,8 +301,7 @@ absl::StatusOr<Value> CallTextFilter(std::string_view name, const Text& text, co
     }
     return Value::Int(count);
   }
-  return absl::UnimplementedError(
-      absl::StrCat("filter '", ToAbsl(name), "' is supported at the end of {{ }} only"));
+  return absl::InternalError(absl::StrCat("filter '", ToAbsl(name), "' is listed but not built"));
 }
 
 }  // namespace

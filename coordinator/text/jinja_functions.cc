@@ -240,6 +240,7 @@ absl::Status CheckTest(std::string_view name) {
 
 absl::StatusOr<bool> CallTest(std::string_view name, const Value& v, const Arguments& arguments,
                               Context* context) {
+  PHX_RETURN_IF_ERROR(CheckTest(name));
   const std::string what = absl::StrCat("test '", ToAbsl(name), "'");
   const std::string_view op = Operator(name);
   const bool takes_one = !op.empty() || name == "divisibleby" || name == "sameas";

@@ -14,32 +14,6 @@ constexpr int64_t kStatementWork = 32;
 constexpr int64_t kTurnWork = 512;
 constexpr int kMaxDepth = 1500;
 
-std::string EscapeHtml(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '"':
-        out += "&#34;";
-        break;
-      case '\'':
-        out += "&#39;";
-        break;
-      default:
-        out += c;
-    }
-  }
-  return out;
-}
-
 }  // namespace
 
 const Value* Scope::Find(std::string_view name) const {
@@ -141,8 +115,7 @@ absl::Status Interpreter::ExecuteOutput(const Stmt& stmt) {
     PHX_RETURN_IF_ERROR(Charge(value.extent().weight * 4, stmt.line));
   }
   PHX_ASSIGN_OR_RETURN(const Text text, AtLine(ToText(value), stmt.line));
-  if (!stmt.escape) return Output(text, stmt.line);
-  return Output(Text(EscapeHtml(text.view()), text.has_user()), stmt.line);
+  return Output(text, stmt.line);
 }
 
 absl::Status Interpreter::ExecuteIf(const Stmt& stmt) {

@@ -207,6 +207,11 @@ absl::StatusOr<Value> CallStringMethod(std::string_view name, const Text& text, 
   }
   if (name == "startswith" || name == "endswith") return BeginsOrEnds(name, text, arguments);
   PHX_RETURN_IF_ERROR(budget->Charge(static_cast<int64_t>(text.size())));
+  if (text.is_markup() && (name == "replace" || name == "join" || name == "format" || name == "center" ||
+                           name == "ljust" || name == "rjust" || name == "zfill")) {
+    return absl::UnimplementedError(
+        absl::StrCat("method '", ToAbsl(name), "' of what is safe is not supported"));
+  }
   if (name == "split" || name == "rsplit") {
     PHX_ASSIGN_OR_RETURN(const Bound args, Bound::Bind(name, arguments, {"sep", "maxsplit"}, 0));
     PHX_ASSIGN_OR_RETURN(const int64_t most, args.IntOf(1, -1));

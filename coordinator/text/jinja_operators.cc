@@ -258,17 +258,18 @@ absl::StatusOr<Value> GetItem(const Value& object, const Value& key, Budget* bud
 }
 
 absl::StatusOr<Value> Slice(const Value& object, const Value (&bounds)[3], Budget* budget) {
-  std::optional<int64_t> at[3];
-  for (int part = 0; part < 3; ++part) {
-    if (bounds[part].is_none()) continue;
-    at[part] = bounds[part].number();
-    if (!at[part]) return WrongType("a slice's bound", bounds[part], "an int or none");
-  }
+  if (object.is_undefined()) return WrongType("a slice", object, "a list or a str");
   const List* list = object.list();
   const Text* text = object.text();
   if (text == nullptr &&
       (list == nullptr || list->kind == List::Kind::kGenerator || list->kind == List::Kind::kView)) {
-    return WrongType("a slice", object, "a list or a str");
+    return Value(Undefined{absl::StrCat("a slice of a ", object.kind())});
+  }
+  std::optional<int64_t> at[3];
+  for (int part = 0; part < 3; ++part) {
+    if (bounds[part].is_none()) continue;
+    at[part] = bounds[part].number();
+    if (!at[part]) return Value(Undefined{"a slice with a bound that is no int"});
   }
   std::vector<size_t> offsets;
   if (text != nullptr) {
@@ -304,11 +305,28 @@ absl::StatusOr<Value> Slice(const Value& object, const Value (&bounds)[3], Budge
   return Value::MakeList(std::move(items), list->kind);
 }
 
+Text Escape(const Text& text) {
+  if (text.is_markup()) return text;
+  TextBuilder out;
+  const std::string_view all = text.view();
+  for (size_t at = 0; at < all.size();) {
+    const size_t special = std::min(all.find_first_of("&<>\"'", at), all.size());
+    out.Append(text.Sub(at, special - at));
+    if (special == all.size()) break;
+    static constexpr std::string_view kNames[] = {"&amp;", "&lt;", "&gt;", "&#34;", "&#39;"};
+    out.Append(kNames[std::string_view("&<>\"'").find(all[special])], text.Sub(special, 1).has_user());
+    at = special + 1;
+  }
+  return std::move(out).Build().AsMarkup();
+}
+
 absl::StatusOr<Text> Concat(const Text& left, const Text& right, Budget* budget) {
+  if (left.is_markup() != right.is_markup()) return Concat(Escape(left), Escape(right), budget);
   const auto size = static_cast<int64_t>(left.size() + right.size());
   if (size > kMaxStringBytes) return TooLong(size);
   const size_t before = left.size();
   Text sum = Text::Concat(left, right);
+  if (left.is_markup()) sum = sum.AsMarkup();
   // What was appended in place costs no copy of what was there.
   PHX_RETURN_IF_ERROR(budget->Charge(static_cast<int64_t>(
       right.size() + (before > 0 && sum.view().data() == left.view().data() ? 0 : before))));
@@ -328,6 +346,9 @@ absl::StatusOr<Value> Arithmetic(std::string_view op, const Value& left, const V
   }
   if (op == "*" && IsSequence(left) && right.number()) return Repeat(left, *right.number(), budget);
   if (op == "*" && IsSequence(right) && left.number()) return Repeat(right, *left.number(), budget);
+  if (op == "%" && left.text() != nullptr && left.text()->is_markup()) {
+    return absl::UnimplementedError("operator % of what is safe");
+  }
   if (op == "%" && left.text() != nullptr) return PercentFormat(*left.text(), right, budget);
   if (left.number() && right.number()) return IntArithmetic(op, *left.number(), *right.number());
   if (left.as_double() && right.as_double())

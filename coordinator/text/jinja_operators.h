@@ -44,6 +44,8 @@ absl::StatusOr<bool> Compare(std::string_view op, const Value& left, const Value
 absl::StatusOr<bool> Less(const Value& left, const Value& right, Budget* budget);
 // left ~ right. ResourceExhausted above kMaxStringBytes.
 absl::StatusOr<Text> Concat(const Text& left, const Text& right, Budget* budget);
+// `text` with & < > " ' written as HTML has it; itself if it is markup.
+Text Escape(const Text& text);
 // text % arguments, as Python's: %s %r %d %i %x %X %o %f %e %g %c %%.
 absl::StatusOr<Value> PercentFormat(const Text& text, const Value& arguments, Budget* budget);
 // Whether the value is hashable, so that it may be a key.

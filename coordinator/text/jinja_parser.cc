@@ -104,6 +104,7 @@ absl::StatusOr<Block> Parser::ParseBlock(const std::vector<std::string_view>& en
 }
 
 absl::StatusOr<Stmt> Parser::ParseIf() {
+  const bool before = std::exchange(lenient_, true);
   Stmt stmt{Stmt::Kind::kIf, Now().line};
   while (true) {
     Take();  // if, elif
@@ -122,6 +123,7 @@ absl::StatusOr<Stmt> Parser::ParseIf() {
   }
   Take();  // endif
   PHX_RETURN_IF_ERROR(ExpectEnd(Token::Kind::kBlockEnd));
+  lenient_ = before;
   return stmt;
 }
 
@@ -129,14 +131,6 @@ absl::StatusOr<Stmt> Parser::ParseOutput() {
   Stmt stmt{Stmt::Kind::kOutput, Take().line};
   PHX_ASSIGN_OR_RETURN(stmt.expr, ParseTuple());
   PHX_RETURN_IF_ERROR(ExpectEnd(Token::Kind::kVariableEnd));
-  // Inside an expression these two would change what + and ~ do.
-  while (stmt.expr->kind == Expr::Kind::kFilter && stmt.expr->args.size() == 1 &&
-         (stmt.expr->name == "safe" || stmt.expr->name == "escape" || stmt.expr->name == "e")) {
-    stmt.escape = stmt.expr->name != "safe";
-    ExprPtr inner = std::move(stmt.expr->args[0]);
-    stmt.expr = std::move(inner);
-    if (stmt.escape) break;
-  }
   return stmt;
 }
 

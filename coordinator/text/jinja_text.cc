@@ -49,6 +49,7 @@ bool Text::has_user() const {
 
 Text Text::Sub(size_t begin, size_t bytes) const {
   Text part;
+  part.markup_ = markup_;
   begin = std::min(begin, size());
   bytes = std::min(bytes, size() - begin);
   if (bytes == 0) return part;
@@ -59,9 +60,9 @@ Text Text::Sub(size_t begin, size_t bytes) const {
 }
 
 Text Text::Concat(const Text& a, const Text& b) {
-  if (a.empty()) return b;
-  if (b.empty()) return a;
-  Text sum = a;
+  if (a.empty()) return b.AsPlain();
+  if (b.empty()) return a.AsPlain();
+  Text sum = a.AsPlain();
   sum.end_ += b.size();
   if (a.buffer_ == b.buffer_ || !a.buffer_->growable_ || a.end_ != a.buffer_->bytes_.size()) {
     auto buffer = std::make_shared<TextBuilder>();

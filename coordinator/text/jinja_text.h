@@ -49,9 +49,21 @@ class Text {
   bool has_user() const;
   // From byte `begin`, at most `bytes` of them.
   Text Sub(size_t begin, size_t bytes = std::string_view::npos) const;
+  // HTML that escaping leaves as it is, which Jinja calls Markup; parts of it are, too.
+  bool is_markup() const { return markup_; }
+  Text AsMarkup() const {
+    Text text = *this;
+    text.markup_ = true;
+    return text;
+  }
+  Text AsPlain() const {
+    Text text = *this;
+    text.markup_ = false;
+    return text;
+  }
   // `part` must be a view into view().
   Text Sub(std::string_view part) const {
-    return part.empty() ? Text() : Sub(static_cast<size_t>(part.data() - view().data()), part.size());
+    return Sub(part.empty() ? 0 : static_cast<size_t>(part.data() - view().data()), part.size());
   }
   // Takes the time of copying `b` alone when `a` ends where its bytes end, as in repeated appending.
   static Text Concat(const Text& a, const Text& b);
@@ -60,6 +72,7 @@ class Text {
   friend class TextBuilder;
   std::shared_ptr<TextBuilder> buffer_;
   size_t begin_ = 0, end_ = 0;
+  bool markup_ = false;
 };
 
 }  // namespace phalanx::jinja

@@ -107,7 +107,8 @@ Text InCase(const Text& text, Case to) {
     }
     in_word = (to != Case::kUpper && HasCase(c));
   }
-  return Text(std::move(out), text.has_user());
+  const Text cased(std::move(out), text.has_user());
+  return text.is_markup() ? cased.AsMarkup() : cased;
 }
 
 }  // namespace phalanx::jinja

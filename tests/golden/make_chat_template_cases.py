@@ -1,26 +1,31 @@
 #!/usr/bin/env python3
-"""Writes chat_template_cases.json: what Jinja itself renders, set up as Hugging Face transformers sets it up.
+"""Writes chat_template_cases.json: what transformers renders.
 
-    pip install jinja2
+    pip install transformers jinja2
     python make_chat_template_cases.py --templates DIR --out chat_template_cases.json
 
-DIR holds chat templates of published models as NAME.jinja; those named in MODELS are used (Qwen2.5: Apache-2.0,
-DeepSeek-R1, Phi-4: MIT). A case is {name, template, messages, add_generation_prompt, and rendered or error}; bos_token
-and eos_token are <s> and </s>. There is no strftime_now, as in our engine.
+DIR holds chat templates of published models as NAME.jinja: those of MODELS, whose text is written, too (Qwen2.5 and
+SmolLM2: Apache-2.0; DeepSeek-R1, llama.cpp, Phi-4: MIT), and NOT_INCLUDED, of whose renderings only a hash is. A case
+has a name, what was rendered (template, or the name of a model; messages, with the arguments of tool calls as JSON text;
+tools and variables as JSON text; date; add_generation_prompt; continue_final_message) and rendered, fnv1a or error;
+bos_token and eos_token are <s> and </s>. What cannot be rendered with the arguments
+of tool calls as mappings and absent contents as none is rendered with texts for them. strftime_now is there with a date only, as in our engine.
 
 --fuzz N writes N random templates instead, for a longer comparison by hand.
 """
 
 import argparse
+import datetime
 import json
 import pathlib
 import random
+from unittest import mock
 
-import jinja2
-from jinja2 import sandbox
+from transformers.utils import chat_template_utils
 
-MODELS = ["Qwen-Qwen2.5-7B-Instruct", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.orig", "phi-4", "phi-4-mini-instruct",
-          "phi-4-mini-reasoning", "phi-4-reasoning"]
+MODELS = ["Qwen-Qwen2.5-7B-Instruct", "deepseek-ai-DeepSeek-R1-Distill-Llama-8B.orig", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.orig",
+          "llama-cpp-deepseek-r1", "phi-4", "phi-4-mini-instruct", "phi-4-mini-reasoning", "phi-4-reasoning", "smollm2-135m-instruct"]
+NOT_INCLUDED = "meta-llama-Llama-3.2-3B-Instruct"
 
 CHAT = [{"role": "system", "content": "Be brief. "}, {"role": "user", "content": " 1 + 1?\n"},
         {"role": "assistant", "content": "<think>\nEasy.\n</think>\n\nIt is 2."}, {"role": "user", "content": "Grüße, 世界 🙂"}]
@@ -84,28 +89,147 @@ SNIPPETS = [
     "{{ missing | tojson }}", "{{ 5 | length }}", "{{ 'a' < 1 }}", "{{ 1 in 5 }}", "{{ [1][::0] }}",
 ]
 
+# Constructs that templates with tools use; VARIABLES are theirs.
+MORE_SNIPPETS = [
+    # Numbers.
+    "{{ 1.5 }} {{ 1.0 }} {{ 1e3 }} {{ 1e16 }} {{ 1.5e-7 }} {{ 0.1 + 0.2 }} {{ 7 / 2 }} {{ 6 / 3 }} {{ 2 ** 10 }} {{ 2 ** -1 }} {{ 2.5 // 1 }} {{ -7.5 % 2 }}",
+    "{{ 1_000 }} {{ 0x1F }} {{ 0o17 }} {{ 0b101 }} {{ -2 ** 2 }} {{ 10 % 4 * 2 }} {{ 1 == 1.0 }} {{ 1.5 > 1 }} {{ f }} {{ big }} {{ e }} {{ -f }} {{ +f }}",
+    "{{ 1 < 2 < 3 }} {{ 1 < 3 < 2 }} {{ 1 == 1 != 2 }} {{ 1 < 2 > 0 in [true] }}", "{{ 1 / 0 }}", "{{ 1.0 // 0 }}", "{{ 'a' * 3 }} {{ 2 * [1] }} {{ 'a' * -1 }}|",
+    # Literals.
+    "{{ {'a': 1, 'b': [2, {'c': none}]} }} {{ {} }} {{ (1,) }} {{ () }} {{ (1, 'a') }} {{ 1, 2 }} {{ {'a': 1,}['a'] }} {{ {1: 'x', none: 'y'}[1] }}",
+    "{{ ['it\\'s', 'q\"', 'b\\'\"', '\\n\\t\\\\', 'é🙂\\u200b\\x07\\u2028'] }} {{ d }} {{ l }} {{ [1.0, true, none] }}", "{{ {'}}': '%}'} }}", "{{ dict(a=1, b='x') }} {{ dict([('a', 1)]) }} {{ dict({'a': 1}, b=2).b }}",
+    "{{ [missing] }}", "{{ d == {'b': 2, 'a': 1, 'C': [1, 2.5, none, true, 'é']} }} {{ [1, 2] == (1, 2) }} {{ (1, 2) < (1, 3) }} {{ [1, 'a'] < [2] }}",
+    # Statements.
+    "{% for k, v in d.items() %}{{ k }}={{ v }};{% endfor %}", "{% for (a, b), c in [((1, 2), 3)] %}{{ a }}{{ b }}{{ c }}{% endfor %}", "{% for a, b in [(1, 2, 3)] %}{% endfor %}",
+    "{% set a, b = 1, 2 %}{{ b }}{{ a }}", "{% set (a, b) = [3, 4] %}{{ a }}{{ b }}", "{% set x %}a{{ 1 }}b{% endset %}[{{ x }}]", "{% set x | upper | replace('A', 'z') %}ab{% endset %}[{{ x }}]",
+    "{% set ns = namespace(x=1) %}{% set ns.y %}t{% endset %}{{ ns.x }}{{ ns.y }}{{ ns['x'] }}", "{% set ns = namespace({'x': 1}, z=2) %}{{ ns.x + ns.z }}", "{% set ns = namespace() %}{% set ns._x = 1 %}",
+    "{% filter upper %}a{{ 'b' }}{% endfilter %}", "{% filter trim | upper %}  a {% endfilter %}|", "{% with a=1, b=2 %}{{ a + b }}{% endwith %}{{ a }}", "{% with %}{% set q = 1 %}{% endwith %}{{ q }}|",
+    "a{% raw %} {{ x }} {% if %} {% endraw %}b", "a {%- raw -%} x {%- endraw -%} b", "{% raw %}\n x\n{% endraw %}\ny", "{% generation %}a{{ 1 }}{% set q = 2 %}{% endgeneration %}{{ q }}|",
+    "{% for i in range(5) %}{% if i == 1 %}{% continue %}{% endif %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}|{% for i in [1] %}{{ i }}{% else %}e{% endfor %}",
+    "{% for i in [1, 2] %}{% for j in [1, 2] %}{% if j == 2 %}{% break %}{% endif %}{{ i }}{{ j }} {% endfor %}{{ loop.index }};{% endfor %}",
+    "{% for c in 'aé🙂' %}{{ c }}{{ loop.index }},{% endfor %}", "{% for a in 1, 2, 3 %}{{ a }}{% endfor %}", "{% for i in [1, 2, 3, 4] %}{{ loop.cycle('a', 'b') }}{{ loop.changed(i // 2) }}{{ loop.depth }}{{ loop.depth0 }} {% endfor %}",
+    "{% for i in l if i is string %}{{ loop.last }}{{ i }}{% endfor %}", "{% if 1, 2 %}t{% endif %}", "{% break %}", "{% set x = 1 %}{% for i in [1] %}{% set x = 2 %}{% endfor %}{{ x }}",
+    # Macros.
+    "{% macro f(a, b=2, c=none) %}<{{ a }}{{ b }}{{ c }}>{% endmacro %}{{ f(1) }}{{ f(1, c=3) }}{{ f(b=0, a=9) }}{{ f() }}", "{% macro f(a, b=a ~ 'x') %}{{ b }}{% endmacro %}{{ f(1) | upper }}",
+    "{% macro f(n) %}{{ n }}{% if n > 0 %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(5) }}", "{% set y = 1 %}{% macro f() %}{{ y }}{% set y = 5 %}{% endmacro %}{% set y = 2 %}{{ f() }}{{ y }}", "{% macro f(a) %}{% endmacro %}{{ f(1, 2) }}",
+    "{% macro f(a) %}{% endmacro %}{{ f(z=2) }}", "{% macro f() -%}  x  {%- endmacro %}[{{ f() }}]", "{% macro f() %}x{% endmacro %}{{ f is callable }} {{ f() is string }} {{ f is defined }} {% if f %}y{% endif %}", "{% for i in [1, 2] %}{% macro g() %}{{ i }}{% endmacro %}{{ g() }}{% endfor %}",
+    "{{ missing() }}", "{{ 1() }}", "{% set ns = namespace(t='') %}{% macro add(x) %}{% set ns.t = ns.t + x %}{% endmacro %}{{ add('a') }}{{ add('b') }}{{ ns.t }}",
+    # Filters of lists.
+    "{{ tl | map(attribute='n') | list }} {{ tl | map(attribute='z', default='-') | join(',') }} {{ ['a', 'b'] | map('upper') | list }} {{ [1, 2] | map('string') | join }} {{ tl | map(attribute='sub.0') | list }}",
+    "{{ [1, 0, 'a', ''] | select | list }} {{ [1, 2, 3] | select('odd') | list }} {{ [1, 2, 3] | reject('equalto', 2) | list }} {{ [1, 2, 3] | select('>', 1) | list }} {{ ['a', 1] | select('string') | first }}",
+    "{{ tl | selectattr('n', 'equalto', 'b') | list | length }} {{ tl | selectattr('k') | map(attribute='n') | join }} {{ tl | rejectattr('k', 'defined') | map(attribute='n') | join }} {{ tl | selectattr('n', 'in', ['a', 'c']) | map(attribute='n') | list }}",
+    "{{ tools | map(attribute='x') | list }}", "{{ [1] | map('nope') | list }}", "{{ [1] | select('nope') | list }}", "{{ [1] | map('upper') | tojson }}", "{{ [1] | map('upper') | length }}", "{% set g = [1, 2] | map('string') %}{{ g | list }}{{ g | list }}{{ g | first }}|",
+    "{{ d | dictsort }} {{ d | dictsort(true) }} {{ {'b': 1, 'a': 2} | dictsort(by='value', reverse=true) }}", "{{ d | items | list }} {{ missing | items | list }} {{ d.keys() | list }} {{ d.values() | list }}", "{{ [1] | items | list }}",
+    "{{ [3, 1, 2] | sort }} {{ ['b', 'A', 'c'] | sort }} {{ ['b', 'A', 'c'] | sort(case_sensitive=true, reverse=true) }} {{ tl | sort(attribute='n', reverse=true) | map(attribute='n') | join }} {{ [1, 'a'] | sort }}",
+    "{{ [1, 2, 1, 'a', 'A'] | unique | list }} {{ [1, 2] | reverse | list }} {{ 'abc' | reverse }} {{ 'abc' | list }} {{ [1, 2.5] | sum }} {{ tl | sum(attribute='v') }} {{ [3, 1] | min }} {{ ['a', 'B'] | max }} {{ [] | max }}|",
+    "{{ [1, 2, 3] | batch(2) | list }} {{ [1, 2, 3] | batch(2, 0) | list }} {{ [1, 2, 3] | slice(2) | list }} {{ tl | groupby('k') | map('first') | list }} {{ tl | join(',', attribute='n') }}", "{{ d | first }} {{ d | last }} {{ d | list }} {{ d | length }} {{ d | join }}",
+    # Filters of strings and numbers.
+    "{{ 'straße ÉA ǆ' | upper }} {{ 'ÀÉ ΑΣ İ' | lower }} {{ 'hello wORLD-x (y' | title }} {{ 'hELLO w' | capitalize }} {{ 5 | upper }} {{ none | lower }}", "{{ '42' | int }} {{ '4.7' | int }} {{ 'x' | int }} {{ 'x' | int(7) }} {{ 3.9 | int }} {{ '0x1f' | int(base=16) }} {{ ' 1_0 ' | int }} {{ true | int }} {{ none | int }}",
+    "{{ '1.5' | float }} {{ 'x' | float }} {{ 'x' | float(2.5) }} {{ 3 | float }} {{ '1e3' | float }}", "{{ 2.5 | round }} {{ 3.5 | round }} {{ 2.675 | round(2) }} {{ 42 | round }} {{ 42.1 | round(0, 'ceil') }} {{ 42.19 | round(1, 'floor') }} {{ 2.5 | round | int }} {{ -3 | abs }} {{ -1.5 | abs }}",
+    "{{ 'a\\nb\\n\\nc' | indent }}|{{ 'a\\nb' | indent(2, true) }}|{{ 'a\\n\\nb' | indent('> ', blank=true) }}|{{ 'a\\n' | indent(2) }}|", "{{ 'aaa' | replace('a', 'b', 2) }} {{ 'abc' | replace('', '-') }} {{ 5 | replace(5, 6) }} {{ 'abc'.replace('', '-', 2) }}",
+    "{{ d | tojson }} {{ d | tojson(indent=2) }} {{ l | tojson(separators=(',', ':')) }} {{ 'é\u2028</>' | tojson }} {{ 'é🙂' | tojson(ensure_ascii=true) }} {{ d | tojson(sort_keys=true) }} {{ big | tojson }} {{ e | tojson }} {{ (1, 2) | tojson }}", "{{ {1: 2, none: 3, true: 4, 1.5: 6} | tojson }} {{ {} | tojson(indent=2) }} {{ [[]] | tojson(indent=1) }}",
+    "{{ '%s-%d-%05.2f-%x-%%' | format('a', 3, 2.5, 255) }} {{ '%s' % 'x' }} {{ '%(a)s' % d }} {{ '%-4s|%4s|' % ('a', 'b') }} {{ '%r' % 'x' }}", "{{ '%d' % 'x' }}", "{{ '%s %s' % 'x' }}", "{{ 'a' | wordcount }} {{ 'foo bar baz' | truncate(9) }} {{ 'foo bar baz qux' | truncate(9) }} {{ 'foo bar baz qux' | truncate(9, true, '-', 0) }}",
+    "{{ '<a>&\"\\'' | e }} {{ '<a>' | escape }} {{ '<a>' | safe }} {{ ('<a>' | safe) + '<b>' }} {{ '<c>' + ('<a>' | safe | trim) }} {{ ('<a>' | safe) ~ '<b>' }} {{ ('<' | e | e) }}", "{{ none | default('x') }} {{ missing | default(1) + 1 }} {{ d.nope | default('y', true) }}", "{{ 5 | indent }}", "{{ 'a' | int | float | string | length }}",
+    "{{ x | nope }}", "{{ x is nope }}", "{% if false %}{{ x | nope }}{{ x is nope }}{% endif %}ok", "{% if true %}{{ x | nope }}{% endif %}",
+    # Tests.
+    "{{ 3 is odd }} {{ 3 is even }} {{ 9 is divisibleby 3 }} {{ 9 is divisibleby(2) }} {{ 1 is eq 1 }} {{ 1 is equalto(2) }} {{ 1 is ne 2 }} {{ 2 is gt 1 }} {{ 2 is lt 1 }} {{ 2 is ge 2 }} {{ 2 is le 1 }} {{ 1 is in [1] }} {{ 'a' is in('abc') }}",
+    "{{ 1.5 is float }} {{ 1.5 is number }} {{ 1 is float }} {{ 1 is sameas 1 if false else none is sameas none }} {{ 'a' is lower }} {{ 'A' is upper }} {{ d is mapping }} {{ d is iterable }} {{ d.items() is sequence }} {{ (1, 2) is sequence }} {{ 1 is iterable }}",
+    "{{ d is not mapping }} {{ 'upper' is filter }} {{ 'x' is filter }} {{ 'odd' is test }} {{ big is integer }} {{ range is callable }} {{ l is string or l is sequence }} {{ x is defined and x.y }} {{ d.a is defined }} {{ d.q is undefined }}",
+    # Methods.
+    "{{ ' a  b '.split() }} {{ 'a,b,c'.split(',', 1) }} {{ 'a,b,c'.rsplit(',', 1) }} {{ ' a b c '.split(none, 1) }} {{ 'a b c'.rsplit(maxsplit=1) }} {{ 'a\\r\\nb\\x0bc\\n'.splitlines() }} {{ 'a\\nb'.splitlines(true) }}",
+    "{{ 'abc'.startswith(('x', 'a')) }} {{ 'abc'.endswith(('x', 'b')) }} {{ 'abc'.startswith('') }} {{ 'xxaxx'.lstrip('x') }} {{ 'xxaxx'.rstrip('x') }} {{ 'éaé'.strip('é') }} {{ 'a\u3000'.rstrip() }}|",
+    "{{ 'Ab'.upper() }}{{ 'Ab'.lower() }}{{ 'they\\'re bill'.title() }}{{ 'aB c'.capitalize() }}{{ 'aB'.swapcase() }} {{ 'ababa'.count('ba') }} {{ 'éab'.find('b') }} {{ 'ab'.find('z') }} {{ 'abab'.rfind('ab') }} {{ 'ab'.index('b') }}",
+    "{{ ','.join(['a', 'b']) }} {{ 'a-b-c'.partition('-') }} {{ 'a-b-c'.rpartition('-') }} {{ 'ab'.partition('z') }} {{ 'abc'.removeprefix('ab') }} {{ 'abc'.removesuffix('bc') }} {{ '5'.zfill(3) }} {{ '-5'.zfill(4) }} {{ 'a'.center(4, '*') }} {{ 'a'.ljust(3) }}|{{ 'a'.rjust(3, '.') }}",
+    "{{ '12'.isdigit() }} {{ 'a1'.isalnum() }} {{ 'ab'.isalpha() }} {{ ' '.isspace() }} {{ 'a'.islower() }} {{ 'A'.isupper() }} {{ ''.isdigit() }} {{ '{} {} {{}}'.format(1, 'x') }} {{ '{1} {0} {k}'.format(1, 2, k='v') }}",
+    "{{ d.get('a') }} {{ d.get('z') }} {{ d.get('z', 5) }} {{ d['a'] }} {{ d['z'] }}| {{ d.z }}| {{ l.index(2.5) }} {{ l.count(true) }} {{ d.copy() == d }} {{ d.C[1:3] }} {{ l[::-1] }} {{ (1, 2, 3)[1:] }} {{ range(9)[2:4] | list }} {{ range(5, 0, -2) | list }}",
+    "{{ l.append(1) }}", "{{ d.update({'x': 1}) }}", "{{ d.pop('a') }}", "{{ 'ab'.index('z') }}", "{{ 'a'.split('') }}", "{{ 'a'.nope() }}", "{{ 'a'.join([1]) }}", "{{ none.strip() }}", "{{ d.get([]) }}", "{{ 'a'.replace('a') }}",
+    "{{ 'abcdef'[-2:] }} {{ 'abcdef'[::2] }} {{ 'abcdef'[5:1:-2] }} {{ l[-1] }} {{ l[10] }}| {{ 'é🙂x'[1] }} {{ none[1:] }}", "{{ l.0 }} {{ messages.0.role }} {{ (d.C).3 }}", "{{ 1 in d }} {{ 'a' in d }} {{ 'a' not in d.keys() }} {{ ('a', 1) in d.items() }} {{ none in [none] }}", "{{ 1 in 'a' }}",
+    "{{ strftime_now('%d %b %Y %A %B %j %y-%m-%d %H:%M') }}", "{{ raise_exception('stop') }}", "{{ namespace is defined }} {{ strftime_now is defined }} {{ raise_exception is callable }} {{ joiner2 is defined }}",
+    "{{ tojson }}|{{ x.y }}", "{{ messages[0].content[0] }}", "{{ (messages | last).role }} {{ messages | map(attribute='role') | unique | join(',') }} {{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+]
+VARIABLES = ('{"d": {"b": 2, "a": 1, "C": [1, 2.5, null, true, "é"]}, "l": [1, 2.5, "x", true, null], "f": 2.50, "e": 1e22, "big": 123456789012345678901, '
+             '"tl": [{"n": "b", "k": 1, "v": 1, "sub": [1]}, {"n": "a", "k": 0, "v": 2, "sub": [2]}, {"n": "c", "v": 0.5, "k": 1, "sub": [3]}]}')
 
-def render(template, messages, prompt):
-    environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                                        extensions=["jinja2.ext.loopcontrols"])
-    environment.filters["tojson"] = lambda x, ensure_ascii=False, indent=None: json.dumps(
-        x, ensure_ascii=ensure_ascii, indent=indent)
-
-    def raise_exception(message):
-        raise jinja2.TemplateError(message)
-
-    environment.globals["raise_exception"] = raise_exception
-    return environment.from_string(template).render(messages=messages, tools=None, documents=None,
-                                                    add_generation_prompt=prompt, bos_token="<s>", eos_token="</s>")
+WEATHER = ('{"type": "function", "function": {"name": "get_weather", "description": "The weather é <b>", "parameters": {"type": "object", "properties": '
+           '{"city": {"type": "string", "enum": ["Köln", "b"]}, "n": {"type": "number", "default": 1.50}, "big": {"const": 123456789012345678901}}, "required": ["city"]}}}')
+CLOCK = '{"type": "function", "function": {"name": "clock", "description": "<|im_end|> </think>", "parameters": {}}}'
 
 
-def case(name, template, messages, prompt):
-    result = {"name": name, "template": template, "messages": messages, "add_generation_prompt": prompt}
-    try:
-        result["rendered"] = render(template, messages, prompt)
-    except Exception as error:  # what Python raises for a template is of many kinds
-        result["error"] = f"{type(error).__name__}: {error}"
-    return result
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+def call(id_, name, arguments):
+    return {"type": "function", "id": id_, "function": {"name": name, "arguments": arguments}}
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+CALL = assistant(None, tool_calls=[call("call12345", "get_weather", '{"city": "Köln", "n": 1.0, "e": 1e22, "x": null, "l": [1, [2]], "q": "\\"<|eot_id|>"}')])
+RESULT = {"role": "tool", "content": '{"t": 3}', "tool_call_id": "call12345", "name": "get_weather"}
+TWO_CALLS = assistant("Let me see.", tool_calls=[call("abcdefgh1", "get_weather", '{"city": "b"}'), call("abcdefgh2", "clock", "{}")])
+TWO_RESULTS = [{"role": "tool", "content": "mild", "tool_call_id": "abcdefgh1"}, {"role": "tool", "content": "12:00\n", "tool_call_id": "abcdefgh2"}]
+# name: messages, tools, variables
+CONVERSATIONS = {
+    "user": ([user("Hi")], [], ""), "system": ([SYSTEM, user("Hi")], [], ""), "turns": ([SYSTEM, user("Hi"), assistant("Hello!"), user("Again?")], [], ""),
+    "thought": ([user("1 + 1?"), assistant("<think>\nEasy.\n</think>\n\nIt is 2."), user("And 2?")], [], ""),
+    "reasoning": ([user("1 + 1?"), assistant("2", reasoning_content="Easy."), user("And 2?")], [], ""),
+    "tools": ([user("Weather?")], [WEATHER, CLOCK], ""), "tools and system": ([SYSTEM, user("Weather?")], [WEATHER], ""),
+    "call": ([user("Weather?"), CALL, RESULT], [WEATHER, CLOCK], ""), "calls": ([SYSTEM, user("Weather?"), TWO_CALLS, *TWO_RESULTS, assistant("Mild at noon."), user("Thanks")], [WEATHER, CLOCK], ""),
+    "call without tools": ([user("Weather?"), CALL, RESULT, assistant("3 degrees")], [], ""),
+    "empty": ([user("")], [], ""), "empty answer": ([user("Hi"), assistant(""), user("?")], [], ""), "none": ([], [], ""),
+    "unicode": ([user("Grüße, 世界 🙂 \u3000 \u2028 ﷽")], [], ""), "white space": ([{"role": "system", "content": "\n sys \t"}, user("\n\n a  "), assistant(" b\n"), user("c\n")], [], ""),
+    "control tokens": ([{"role": "system", "content": "<|end|>"}, user("<|im_end|><|im_start|>system\n</think><think>{{ x }}{% if %}<|eot_id|><｜User｜>"), assistant("a</think>b<|end|>")], [], ""),
+    "late system": ([user("Hi"), assistant("Hello!"), SYSTEM, user("Hi")], [], ""), "two users": ([user("a"), user("b")], [], ""),
+    "last is assistant": ([user("Hi"), assistant("Hello, \n")], [], ""), "variables": ([user("Hi")], [], '{"enable_thinking": false, "date_string": "1 Jan 2025", "tools_in_user_message": false}'),
+    "variables with tools": ([SYSTEM, user("Hi")], [WEATHER], '{"tools_in_user_message": false, "custom": [1.0]}'),
+}
+
+
+def render(case, template, arguments_as_text, content_as_text):
+    messages = json.loads(json.dumps(case["messages"]))
+    for message in messages:
+        for tool_call in message.get("tool_calls", []):
+            if not arguments_as_text:
+                tool_call["function"]["arguments"] = json.loads(tool_call["function"]["arguments"])
+        if content_as_text and message["content"] is None:
+            message["content"] = ""
+    compiled = chat_template_utils._compile_jinja_template(template)
+    compiled.environment.globals.pop("strftime_now", None)
+    if case["date"]:
+        day = datetime.datetime.strptime(case["date"], "%Y-%m-%d")
+        compiled.environment.globals["strftime_now"] = day.strftime
+    compiled = compiled.environment.from_string(template)
+    with mock.patch.object(chat_template_utils, "_compile_jinja_template", lambda _: compiled):
+        rendered, _ = chat_template_utils.render_jinja_template(
+            [messages], tools=[json.loads(tool) for tool in case["tools"]] or None, chat_template=template,
+            continue_final_message=case["continue_final_message"], add_generation_prompt=case["add_generation_prompt"],
+            bos_token="<s>", eos_token="</s>", **json.loads(case["variables"] or "{}"))
+    return rendered[0]
+
+
+def fnv1a(data):
+    value = 0xcbf29ce484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001b3 % 2**64
+    return f"{value:016x}"
+
+
+def make(name, template, messages, prompt, tools=(), variables="", date="", goes_on=False):
+    case = {"name": name, "messages": messages, "tools": list(tools), "variables": variables, "date": date,
+            "add_generation_prompt": prompt, "continue_final_message": goes_on}
+    calls = any("tool_calls" in message for message in messages)
+    for form in [(False, False), (True, False), (False, True), (True, True)][:4 if calls else 1]:
+        try:
+            case["rendered"] = render(case, template, *form)
+            case.pop("error", None)
+            break
+        except Exception as error:  # what Python raises for a template is of many kinds
+            case.setdefault("error", f"{type(error).__name__}: {error}"[:200])
+    return case
 
 
 def fuzzed(random_):
@@ -122,21 +246,35 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--fuzz", type=int, default=0)
     args = parser.parse_args()
-    cases = []
+    cases, sources = [], {}
     if args.fuzz:
         random_ = random.Random(1)
         while len(cases) < args.fuzz:
-            one = case(f"fuzz {len(cases)}", fuzzed(random_), CHATS[len(cases) % 2], True)
+            template = fuzzed(random_)
+            one = make(f"fuzz {len(cases)}", template, CHATS[len(cases) % 2], True) | {"template": template}
             if "rendered" in one or random_.random() < 0.02:
                 cases.append(one)
     else:
         for i, template in enumerate(SNIPPETS):
-            cases.append(case(f"snippet {i}", template, CHAT, i % 2 == 0))
-        for model in MODELS:
+            cases.append(make(f"snippet {i}", template, CHAT, i % 2 == 0) | {"template": template})
+        for i, template in enumerate(MORE_SNIPPETS):
+            cases.append(make(f"construct {i}", template, CHAT, True, variables=VARIABLES, date="2024-02-29") | {"template": template})
+        for model in MODELS + [NOT_INCLUDED]:
             template = (args.templates / f"{model}.jinja").read_text()
-            for i, messages in enumerate(CHATS):
-                cases += [case(f"{model} {i}", template, messages, prompt) for prompt in (False, True)]
-    args.out.write_text("[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]\n")
+            if model != NOT_INCLUDED:
+                sources[model] = template
+            for name, (messages, tools, variables) in CONVERSATIONS.items():
+                date = "2025-03-07" if name in ("system", "call") else ""
+                for prompt in (False, True):
+                    cases.append(make(name, template, messages, prompt, tools, variables, date) | {"model": model})
+                if messages and messages[-1]["role"] == "assistant":
+                    cases.append(make(name + ", going on", template, messages, False, tools, variables, date, True) | {"model": model})
+                if model == NOT_INCLUDED:
+                    for case in cases:
+                        if case.get("model") == model and "rendered" in case:
+                            case["fnv1a"] = fnv1a(case.pop("rendered").encode())
+    lines = ",\n".join(json.dumps(c, ensure_ascii=False) for c in cases)
+    args.out.write_text(f'{{"templates": {json.dumps(sources, indent=0)},\n"cases": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":

@@ -6,7 +6,11 @@
 #include <chrono>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <sstream>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "base/gguf.h"
 #include "tests/testing/test_data.h"
 
@@ -34,8 +38,20 @@ json ReadGolden(const std::string& path) {
 
 std::vector<ChatMessage> Messages(const json& list) {
   std::vector<ChatMessage> messages;
-  for (const json& m : list)
-    messages.push_back({m["role"].get<std::string>(), m["content"].get<std::string>()});
+  for (const json& m : list) {
+    ChatMessage message;
+    message.role = m["role"].get<std::string>();
+    if (m["content"].is_string()) message.content = m["content"].get<std::string>();
+    message.reasoning = m.value("reasoning_content", "");
+    message.tool_call_id = m.value("tool_call_id", "");
+    message.name = m.value("name", "");
+    for (const json& call : m.value("tool_calls", json::array())) {
+      const json& function = call["function"];
+      message.tool_calls.push_back({call["id"].get<std::string>(), function["name"].get<std::string>(),
+                                    function["arguments"].get<std::string>()});
+    }
+    messages.push_back(std::move(message));
+  }
   return messages;
 }
 
@@ -60,22 +76,64 @@ void ExpectRenderError(const std::string& source, absl::StatusCode code, const s
   EXPECT_THAT(std::string(status.message()), HasSubstr(message)) << source;
 }
 
-// Snippets for each construct and the templates of published models, against Jinja itself.
-TEST(ChatTemplateTest, RendersAsJinja) {
+std::string Fnv1a(const std::string& text) {
+  uint64_t value = 0xcbf29ce484222325;
+  for (const char c : text) value = (value ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return absl::StrFormat("%016x", value);
+}
+
+// Of a case of chat_template_cases.json; absent where it needs a file that is not there.
+std::optional<std::string> SourceOf(const json& golden, const json& c) {
+  if (c.contains("template")) return c["template"].get<std::string>();
+  const auto model = c["model"].get<std::string>();
+  if (golden["templates"].contains(model)) return golden["templates"][model].get<std::string>();
+  const auto path = FindTestData("templates/" + model + ".jinja");
+  if (!path) return std::nullopt;
+  std::ifstream file(*path);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+// Snippets for each construct and the templates of published models, against transformers.
+TEST(ChatTemplateTest, RendersAsTransformers) {
   const char* other = std::getenv("PHALANX_CHAT_TEMPLATE_CASES");  // e.g. a long random comparison
-  const json cases =
+  const json golden =
       ReadGolden(other != nullptr ? other : PHALANX_SOURCE_DIR "/tests/golden/chat_template_cases.json");
-  ASSERT_GT(cases.size(), 100u);
-  for (const json& c : cases) {
-    const auto text = Render(c["template"].get<std::string>(), Messages(c["messages"]),
-                             {c["add_generation_prompt"].get<bool>(), false, "<s>", "</s>"});
+  ASSERT_GT(golden["cases"].size(), 100u);
+  size_t compared = 0, missing = 0;
+  for (const json& c : golden["cases"]) {
+    const std::optional<std::string> source = SourceOf(golden, c);
+    if (!source) {
+      ++missing;
+      continue;
+    }
+    RenderOptions options;
+    options.add_generation_prompt = c["add_generation_prompt"].get<bool>();
+    options.continue_final_message = c["continue_final_message"].get<bool>();
+    options.bos_token = "<s>";
+    options.eos_token = "</s>";
+    options.tools = c["tools"].get<std::vector<std::string>>();
+    options.variables = c["variables"].get<std::string>();
+    options.date = c["date"].get<std::string>();
+    const auto text = Render(*source, Messages(c["messages"]), options);
+    const std::string what = absl::StrCat(c.value("model", ""), " ", c["name"].get<std::string>(), " ",
+                                          c.value("template", ""), " ", options.add_generation_prompt);
+    ++compared;
     if (c.contains("rendered")) {
-      ASSERT_TRUE(text.ok()) << c["name"] << " " << c["template"] << ": " << text.status();
-      EXPECT_EQ(*text, c["rendered"].get<std::string>()) << c["name"] << " " << c["template"];
+      ASSERT_TRUE(text.ok()) << what << ": " << text.status();
+      EXPECT_EQ(*text, c["rendered"].get<std::string>()) << what;
+    } else if (c.contains("fnv1a")) {
+      ASSERT_TRUE(text.ok()) << what << ": " << text.status();
+      EXPECT_EQ(Fnv1a(*text), c["fnv1a"].get<std::string>()) << what << ":\n" << *text;
     } else {
-      EXPECT_FALSE(text.ok()) << c["template"] << ": " << *text << "; Jinja: " << c["error"];
+      ASSERT_FALSE(text.ok()) << what << ": " << *text << "; transformers: " << c["error"];
+      EXPECT_TRUE(text.status().code() == absl::StatusCode::kInvalidArgument ||
+                  text.status().code() == absl::StatusCode::kUnimplemented)
+          << what << ": " << text.status();
     }
   }
+  std::cout << compared << " cases, " << missing << " without their template\n";
 }
 
 TEST(ChatTemplateTest, SmolLM2RendersAsTransformers) {
@@ -162,7 +220,6 @@ TEST(ChatTemplateTest, RaiseExceptionAndRuntimeErrors) {
                     "macro f(): 2 arguments, at most 1");
   ExpectRenderError("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", absl::StatusCode::kResourceExhausted,
                     "calls itself too deep");
-  ExpectRenderError("{{ ('a' | escape) ~ 'b' }}", absl::StatusCode::kUnimplemented, "filter 'escape'");
   ExpectRenderError("{{ range(100001) }}", invalid, "range() of more than 100000");
   ExpectRenderError("{{ messages | tojson(indent=9999) }}", invalid, "indent 9999");
 }
@@ -172,6 +229,163 @@ TEST(ChatTemplateTest, MessagesMustBeUtf8) {
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()),
               HasSubstr("chat.messages[1].content is not valid UTF-8 at byte offset 1"));
+}
+
+TEST(ChatTemplateTest, MalformedInputIsNamedAsInTheRequest) {
+  const auto check = [](const std::vector<ChatMessage>& messages, const RenderOptions& options,
+                        const std::string& message) {
+    const absl::Status status = Render("x", messages, options).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(message));
+  };
+  const auto tool = [](const std::string& json) {
+    RenderOptions options;
+    options.tools = {"{}", json};
+    return options;
+  };
+  check({}, tool("{\"a\": }"), "chat.tools[1] is not JSON: no JSON value at byte 6");
+  check({}, tool("[1]"), "chat.tools[1] is a list in JSON, must be an object");
+  check({}, tool("{\"a\": 1} x"), "more text behind the value");
+  check({}, tool("{\"a\": 01}"), "leading zero");
+  check({}, tool("{\"a\": \"\\ud800\"}"), "half a surrogate pair");
+  check({}, tool("{\"a\": \"\n\"}"), "a control character");
+  check({}, tool("{\"a\": \"\xff\"}"), "not valid UTF-8");
+  check({}, tool("{\"a\": NaN}"), "no JSON value");
+  check({}, tool("{\"a\": " + std::string(100, '[')), "nested more than 64 deep");
+  ChatMessage call{"assistant", ""};
+  call.tool_calls = {{"1", "f", "{}"}, {"2", "g", "{"}};
+  check({{"user", "x"}, call}, {}, "chat.messages[1].tool_calls[1].arguments is not JSON: a key is missing");
+  RenderOptions options;
+  options.variables = "{\"messages\": []}";
+  check({}, options, "chat.template_kwargs: 'messages' is not for a caller to set");
+  options.variables = "[]";
+  check({}, options, "chat.template_kwargs is a list in JSON");
+  options.variables = "";
+  options.date = "2023-02-29";
+  check({}, options, "chat.date is '2023-02-29', must be a day as YYYY-MM-DD");
+  options.date = "";
+  options.continue_final_message = true;
+  check({}, options, "no last message");
+  check({{"user", "y"}}, options, "does not appear in the prompt");
+}
+
+TEST(ChatTemplateTest, TellsWhoWroteWhat) {
+  const auto users = [](const std::string& source, const ChatMessage& message) {
+    const auto chat_template = ChatTemplate::Parse(source);
+    EXPECT_TRUE(chat_template.ok()) << chat_template.status();
+    RenderOptions options;
+    options.tools = {"{\"k\": \"v\"}"};
+    options.variables = "{\"x\": \"var\"}";
+    const auto chat = chat_template->RenderChat({message}, options);
+    EXPECT_TRUE(chat.ok()) << chat.status();
+    std::string shown;
+    size_t begin = 0;
+    bool user = false;
+    for (size_t i = 0; i <= chat->borders.size(); ++i, user = !user) {
+      const size_t end = i < chat->borders.size() ? chat->borders[i] : chat->text.size();
+      const std::string part = chat->text.substr(begin, end - begin);
+      shown += user ? "(" + part + ")" : part;
+      begin = end;
+    }
+    return shown;
+  };
+  const ChatMessage m{"user", "a<b>c"};
+  EXPECT_EQ(users("{% for m in messages %}<{{ m.role }}>{{ m.content }}<{% endfor %}", m), "<user>(a<b>c)<");
+  EXPECT_EQ(users("{{ 'x' + messages[0].content[1:4] ~ 'y' }}", m), "x(<b>)y");
+  EXPECT_EQ(users("{{ messages[0].content.split('<b>') | join('-') }}", m), "(a)-(c)");
+  EXPECT_EQ(users("{{ messages[0].content | replace('b', '|') }}", m), "(a<)|(>c)");
+  EXPECT_EQ(users("{{ messages[0].content | upper }}.{{ tools | tojson }}", m), "(A<B>C).([{\"k\": \"v\"}])");
+  EXPECT_EQ(users("{{ x }}-{{ tools[0].k }}{% for k in tools[0] %}{{ k }}{% endfor %}", m), "(var)-(vk)");
+  EXPECT_EQ(
+      users("{% set ns = namespace(s='') %}{% for c in messages[0].content %}{% set ns.s = ns.s + c + '.' %}"
+            "{% endfor %}{{ ns.s }}",
+            m),
+      "(a).(<).(b).(>).(c).");
+  EXPECT_EQ(
+      users(
+          "{% macro f(a) %}[{{ a }}]{% endmacro %}{% set y %}{{ f(messages[0].content) }}{% endset %}{{ y }}",
+          m),
+      "[(a<b>c)]");
+  EXPECT_EQ(users("<|{{ messages[0].role }}|>", {"end", ""}), "<|(end)|>");
+}
+
+class SystemPromptTest : public ::testing::Test {
+ protected:
+  static absl::StatusOr<std::string> RenderWith(const std::string& source, SystemPrompt policy,
+                                                const std::vector<ChatMessage>& messages) {
+    RenderOptions options;
+    options.system_prompt = policy;
+    return Render(source, messages, options);
+  }
+};
+
+constexpr const char* kReplaces =
+    "{% if messages[0].role != 'system' %}<s>Own.</s>{% endif %}{% for m in messages %}"
+    "<{{ m.role[0] }}>{{ m.content }}</{{ m.role[0] }}>{% endfor %}";
+constexpr const char* kJoins =
+    "<s>Own.{% for m in messages if m.role == 'system' %} {{ m.content }}{% endfor %}</s>{% for m in "
+    "messages if "
+    "m.role != 'system' %}<u>{{ m.content }}</u>{% endfor %}";
+constexpr const char* kHasNone = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}";
+
+TEST_F(SystemPromptTest, Policies) {
+  const std::vector<ChatMessage> with = {{"system", "Mine."}, {"user", "Hi"}}, without = {{"user", "Hi"}};
+  const auto honour = SystemPrompt::kHonour, model = SystemPrompt::kModel, append = SystemPrompt::kAppend;
+  EXPECT_EQ(RenderWith(kReplaces, honour, with).value(), "<s>Mine.</s><u>Hi</u>");
+  EXPECT_EQ(RenderWith(kReplaces, model, with).value(), "<s>Own.</s><u>Hi</u>");
+  EXPECT_EQ(RenderWith(kReplaces, append, with).value(), "<s>Own.\n\nMine.</s><u>Hi</u>");
+  EXPECT_EQ(RenderWith(kReplaces, append, without).value(), "<s>Own.</s><u>Hi</u>");
+  EXPECT_EQ(RenderWith(kJoins, honour, with).value(), "<s>Own. Mine.</s><u>Hi</u>");
+  EXPECT_EQ(RenderWith(kJoins, model, with).value(), "<s>Own.</s><u>Hi</u>");
+  EXPECT_EQ(RenderWith(kJoins, append, with).value(), "<s>Own. Mine.</s><u>Hi</u>");
+  for (const SystemPrompt policy : {model, append}) {
+    const absl::Status status = RenderWith(kHasNone, policy, with).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("has no system prompt of its own"));
+  }
+}
+
+TEST_F(SystemPromptTest, OfPublishedTemplates) {
+  const json golden = ReadGolden(PHALANX_SOURCE_DIR "/tests/golden/chat_template_cases.json");
+  const auto own = [&](const std::string& model) {
+    return ChatTemplate::Parse(golden["templates"][model].get<std::string>())->OwnSystemPrompt({}).value();
+  };
+  EXPECT_EQ(own("Qwen-Qwen2.5-7B-Instruct"),
+            "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.");
+  EXPECT_EQ(own("smollm2-135m-instruct"),
+            "You are a helpful AI assistant named SmolLM, trained by Hugging Face");
+  const std::string phi = own("phi-4-reasoning");
+  EXPECT_EQ(phi.size(), 1232u);
+  EXPECT_EQ(phi.substr(0, 11), "You are Phi");
+  EXPECT_EQ(phi.substr(phi.size() - 17), "above guidelines:");
+  for (const char* none : {"phi-4", "phi-4-mini-instruct", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.orig",
+                           "llama-cpp-deepseek-r1", "phi-4-mini-reasoning"}) {
+    EXPECT_EQ(own(none), "") << none;
+  }
+  const auto joined = RenderWith(golden["templates"]["phi-4-mini-reasoning"].get<std::string>(),
+                                 SystemPrompt::kAppend, {{"system", "Mine."}, {"user", "Hi"}});
+  EXPECT_THAT(joined.value(), HasSubstr("developed by Microsoft. Mine.<|end|>"));
+  EXPECT_EQ(
+      RenderWith(golden["templates"]["phi-4"].get<std::string>(), SystemPrompt::kModel, {{"user", "Hi"}})
+          .status()
+          .code(),
+      absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(ChatTemplateTest, AccumulatedTextIsLinear) {
+  std::vector<ChatMessage> messages(2000, {"user", std::string(10000, 'x')});
+  const auto start = std::chrono::steady_clock::now();
+  const auto text = Render(
+      "{% set ns = namespace(s='') %}{% for m in messages %}{% set ns.s = ns.s + '<' + m.content.strip() ~ "
+      "'>' %}"
+      "{% endfor %}{{ ns.s }}",
+      messages);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  ASSERT_TRUE(text.ok()) << text.status();
+  EXPECT_EQ(text->size(), 2000u * 10002);
+  EXPECT_LT(took.count(), 5);
+  const auto large = Render(kSmolLM2, {{"user", std::string(32 << 20, 'y')}});
+  ASSERT_TRUE(large.ok()) << large.status();
 }
 
 TEST(ChatTemplateTest, WorkIsBounded) {
