@@ -87,6 +87,7 @@ class ThinkingTracker {
 
   // `budget` is as CheckThinkingBudget wants it; `tokens` outlives the tracker.
   ThinkingTracker(const ThinkingBudget& budget, const ThinkingTokens* tokens);
+  ThinkingTracker(const ThinkingTracker&) = delete;
 
   // About generated token `index`. `generated` is the log and holds at least the first index - 1. What was
   // decided about earlier tokens is found out from the log: `index` only has to rise from call to call.

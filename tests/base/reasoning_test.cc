@@ -108,6 +108,21 @@ TEST(ReasoningTest, SaysWhenTheClosingMarkMayHaveBegun) {
   EXPECT_EQ(splitter.reasoning_tokens(), 1);
 }
 
+// Where a reasoning begins, the beginning of the opening mark may be that of the closing one.
+TEST(ReasoningTest, SaysSoAtTheBeginningToo) {
+  ReasoningSplitter splitter(Think());
+  std::string reasoning, answer;
+  splitter.Push("\n", false, &reasoning, &answer);
+  EXPECT_FALSE(splitter.may_be_closing());
+  splitter.Push("<", false, &reasoning, &answer);
+  EXPECT_TRUE(splitter.may_be_closing());
+  splitter.Push("th", false, &reasoning, &answer);
+  EXPECT_FALSE(splitter.may_be_closing());
+  ReasoningSplitter undecided(nullptr);
+  undecided.Push("<", false, &reasoning, &answer);
+  EXPECT_FALSE(undecided.may_be_closing());
+}
+
 TEST(ReasoningTest, FindsWhatAPromptLeavesOpen) {
   EXPECT_EQ(ReasoningOpenedAtEnd("<|assistant|><think>\n"), Think());
   EXPECT_EQ(ReasoningOpenedAtEnd("<think>\n\n</think>\n\n"), nullptr);

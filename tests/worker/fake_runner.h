@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -44,7 +45,7 @@ inline TokenLogprobs FakeLogprobs(uint64_t context, const SampleRow& row, int32_
   return out;
 }
 
-// The tokens a request generates, from a plain loop.
+// The tokens a request without a thinking budget generates, from a plain loop.
 inline std::vector<int32_t> GenerateAlone(const SequenceRequest& r, int64_t context_length,
                                           int64_t vocab_size) {
   uint64_t context = 0;
@@ -53,10 +54,19 @@ inline std::vector<int32_t> GenerateAlone(const SequenceRequest& r, int64_t cont
   SampleRow row = r.sampling;
   row.target = -1;
   row.position = r.prompt.size();
+  const auto counts = std::make_shared<TokenCounts>(vocab_size);
+  if (row.has_penalties()) row.counts = counts;
+  if (row.repetition_penalty != 1) {
+    for (int32_t id : r.prompt) counts->AddPrompt(id);
+  }
+  const auto stop_ids = std::make_shared<const std::vector<int32_t>>(r.stop_ids);
   while (static_cast<int32_t>(generated.size()) < r.max_tokens &&
          static_cast<int64_t>(row.position) < context_length) {
+    const bool may_stop = static_cast<int32_t>(generated.size()) >= r.min_tokens;
+    row.banned[0] = may_stop ? nullptr : stop_ids;
     generated.push_back(FakeSample(context, row, vocab_size));
-    if (std::count(r.stop_ids.begin(), r.stop_ids.end(), generated.back()) > 0) break;
+    counts->AddOutput(generated.back());
+    if (may_stop && std::count(r.stop_ids.begin(), r.stop_ids.end(), generated.back()) > 0) break;
     context = HashToken(context, generated.back());
     ++row.position;
   }

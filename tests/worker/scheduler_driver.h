@@ -97,7 +97,8 @@ inline std::map<uint64_t, DrivenRequest> Drive(const SchedulerOptions& options,
   EXPECT_EQ(scheduler.load().blocks_used, 0);
   // A forced token that was planned and then discarded was not said.
   for (auto& [request, said] : all) {
-    std::erase_if(said.forced, [&](size_t index) { return index >= said.tokens.size(); });
+    const size_t num_said = said.tokens.size();
+    std::erase_if(said.forced, [num_said](size_t index) { return index >= num_said; });
   }
   return all;
 }

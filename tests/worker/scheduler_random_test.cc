@@ -80,6 +80,9 @@ class RandomRun {
     r.max_tokens = Draw(0, 12);
     r.stop_ids = DrawIds(Draw(0, 2));
     r.sampling.seed = Draw(0, 1000);
+    r.min_tokens = std::max(0, Draw(-8, r.max_tokens));
+    if (Draw(0, 2) == 0) r.sampling.presence_penalty = 1;
+    if (Draw(0, 3) == 0) r.sampling.repetition_penalty = 1.5f;
     r.logprobs = Draw(-1, 2);
     r.prompt_logprobs = Draw(-3, 1);
     if (r.prompt_logprobs < -1) r.prompt_logprobs = -1;

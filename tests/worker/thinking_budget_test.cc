@@ -261,7 +261,7 @@ TEST_P(BudgetTest, SameTokensAheadOrNotInAnyBatchAndResumedAnywhere) {
         num_forced += !want.at(r.request).forced.empty();
       }
       EXPECT_EQ(RunFake(o, requests, /*ahead=*/true), want) << "budget " << budget;
-      for (size_t batch : {1, 2, 5}) {
+      for (size_t batch : {1, 2, 3, 4, 5, 6, 7}) {
         for (size_t first = 0; first < requests.size(); first += batch) {
           const std::vector<SequenceRequest> some(
               requests.begin() + first, requests.begin() + std::min(first + batch, requests.size()));
