@@ -75,6 +75,10 @@ TemplateFacts DescribeTemplate(std::string source, std::string_view text) {
 
 absl::StatusOr<ModelFacts> ReadModelFacts(const std::string& path) {
   std::error_code error;
+  // A config.json by name stands for its folder.
+  if (const std::filesystem::path file(path); file.filename() == "config.json") {
+    return ReadHfFacts(file.has_parent_path() ? file.parent_path().string() : ".");
+  }
   const bool directory = std::filesystem::is_directory(path, error);
   return directory ? ReadHfFacts(path) : ReadGgufFacts(path);
 }

@@ -48,6 +48,8 @@ def test_hugging_face_folder(tmp_path):
     result = inspect(tmp_path)
     assert result.returncode == 0 and result.stderr == ""
     assert "qwen2 (Qwen2ForCausalLM)" in result.stdout and "SEQUENCES" not in result.stdout
+    by_file = inspect(tmp_path / "config.json")
+    assert by_file.returncode == 0 and by_file.stdout == result.stdout
 
 
 def test_what_cannot_be_inspected(tmp_path):
