@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include "absl/hash/hash.h"
@@ -171,54 +172,89 @@ void BytePairEncoder::MergeShort(std::vector<int32_t>& symbols, Merge* pairs,
   ids->insert(ids->end(), symbols.begin(), symbols.begin() + static_cast<ptrdiff_t>(size));
 }
 
-// Heap order: the earliest merge first, of equal ones the leftmost.
-struct BytePairEncoder::After {
-  bool operator()(const Scratch::Candidate& a, const Scratch::Candidate& b) const {
-    return a.rank != b.rank ? a.rank > b.rank : a.at > b.at;
-  }
-};
-
-// Puts the pair that begins at symbol `at` on the heap if it can merge.
+// Puts the pair that begins at symbol `at` on its queue if it can merge.
 void BytePairEncoder::Consider(int32_t at, Scratch& scratch) const {
-  if (at < 0 || scratch.symbols[static_cast<size_t>(at)].next < 0) return;
+  if (at < 0) return;
   const Scratch::Symbol& symbol = scratch.symbols[static_cast<size_t>(at)];
-  const int32_t left = symbol.id, right = scratch.symbols[static_cast<size_t>(symbol.next)].id;
-  const Merge merge = Find(left, right);
-  if (merge.rank != kNoMerge) scratch.heap.push_back({merge.rank, at, left, right});
+  if (symbol.next < 0) return;
+  const Merge merge = Find(symbol.id, scratch.symbols[static_cast<size_t>(symbol.next)].id);
+  if (merge.rank != kNoMerge) scratch.Push(merge.rank, at);
+}
+
+void BytePairEncoder::Scratch::Push(int32_t rank, int32_t at) {
+  const auto [it, fresh] = queue_of.try_emplace(rank, used_queues);
+  if (fresh) {
+    if (used_queues == queues.size()) queues.emplace_back();
+    queues[used_queues++] = Queue();
+  }
+  Queue& queue = queues[it->second];
+  if (!queue.listed) {
+    queue.listed = true;
+    ranks.push_back(rank);
+    std::push_heap(ranks.begin(), ranks.end(), std::greater<>());
+  }
+  // Mostly they come in order; where not, the queue becomes a heap.
+  if (!queue.is_heap && queue.head < queue.at.size() && at < queue.at.back()) {
+    queue.at.erase(queue.at.begin(), queue.at.begin() + static_cast<ptrdiff_t>(queue.head));
+    queue.head = 0;
+    std::make_heap(queue.at.begin(), queue.at.end(), std::greater<>());
+    queue.is_heap = true;
+  }
+  queue.at.push_back(at);
+  if (queue.is_heap) std::push_heap(queue.at.begin(), queue.at.end(), std::greater<>());
+}
+
+// The leftmost pair of the earliest merge; false if there is none.
+bool BytePairEncoder::Scratch::Pop(int32_t* rank, int32_t* at) {
+  while (!ranks.empty()) {
+    Queue& queue = queues[queue_of.find(ranks.front())->second];
+    if (queue.head < queue.at.size()) {
+      *rank = ranks.front();
+      if (queue.is_heap) {
+        *at = queue.at.front();
+        std::pop_heap(queue.at.begin(), queue.at.end(), std::greater<>());
+        queue.at.pop_back();
+      } else {
+        *at = queue.at[queue.head++];
+      }
+      return true;
+    }
+    queue = Queue();
+    std::pop_heap(ranks.begin(), ranks.end(), std::greater<>());
+    ranks.pop_back();
+  }
+  return false;
 }
 
 void BytePairEncoder::MergeLong(Scratch& scratch, std::vector<int32_t>* ids) const {
   std::vector<Scratch::Symbol>& symbols = scratch.symbols;
-  std::vector<Scratch::Candidate>& heap = scratch.heap;
   symbols.clear();
-  heap.clear();
+  scratch.queue_of.clear();
+  scratch.ranks.clear();
+  scratch.used_queues = 0;
   for (const int32_t id : scratch.start) {
     const auto at = static_cast<int32_t>(symbols.size());
     symbols.push_back({id, at - 1, at + 1});
   }
   symbols.back().next = -1;
   for (size_t i = 0; i < symbols.size(); ++i) Consider(static_cast<int32_t>(i), scratch);
-  std::make_heap(heap.begin(), heap.end(), After());
-  while (!heap.empty()) {
-    std::pop_heap(heap.begin(), heap.end(), After());
-    const Scratch::Candidate candidate = heap.back();
-    heap.pop_back();
-    Scratch::Symbol& left = symbols[static_cast<size_t>(candidate.at)];
-    if (left.id != candidate.left || left.next < 0) continue;
+  int32_t rank = 0, at = 0;
+  while (scratch.Pop(&rank, &at)) {
+    Scratch::Symbol& left = symbols[static_cast<size_t>(at)];
+    if (left.next < 0) continue;
     Scratch::Symbol& right = symbols[static_cast<size_t>(left.next)];
-    if (right.id != candidate.right) continue;
-    left.id = Find(candidate.left, candidate.right).merged;
-    right.id = kNoToken;  // gone: candidates that begin here are stale
+    // The pair may have changed since; each rank is of one pair.
+    const Merge merge = Find(left.id, right.id);
+    if (merge.rank != rank) continue;
+    left.id = merge.merged;
+    right.id = kNoToken;  // gone: no pair begins here any more
     left.next = right.next;
-    if (left.next >= 0) symbols[static_cast<size_t>(left.next)].previous = candidate.at;
-    for (const int32_t at : {left.previous, candidate.at}) {
-      const size_t before = heap.size();
-      Consider(at, scratch);
-      if (heap.size() > before) std::push_heap(heap.begin(), heap.end(), After());
-    }
+    if (left.next >= 0) symbols[static_cast<size_t>(left.next)].previous = at;
+    Consider(left.previous, scratch);
+    Consider(at, scratch);
   }
-  for (int32_t at = 0; at >= 0; at = symbols[static_cast<size_t>(at)].next) {
-    ids->push_back(symbols[static_cast<size_t>(at)].id);
+  for (int32_t i = 0; i >= 0; i = symbols[static_cast<size_t>(i)].next) {
+    ids->push_back(symbols[static_cast<size_t>(i)].id);
   }
 }
 

@@ -51,10 +51,12 @@ class BytePairEncoder {
       int32_t id;
       int32_t previous, next;  // -1 at the ends
     };
-    struct Candidate {
-      int32_t rank;
-      int32_t at;           // symbol on the left
-      int32_t left, right;  // the ids when it was found: it is stale if they have changed
+    // Where pairs of one merge are, from the left; some are stale.
+    struct Queue {
+      std::vector<int32_t> at;  // symbols on the left: ascending from `head` on, or a heap
+      size_t head = 0;
+      bool is_heap = false;
+      bool listed = false;  // its rank is in `ranks`
     };
     struct Cached {
       uint64_t hash = 0;
@@ -63,8 +65,13 @@ class BytePairEncoder {
     };
     std::vector<int32_t> start;  // the word's bytes as tokens
     std::vector<Symbol> symbols;
-    std::vector<Candidate> heap;
-    std::vector<Cached> cache;  // by hash; a power of two, or empty
+    void Push(int32_t rank, int32_t at);
+    bool Pop(int32_t* rank, int32_t* at);
+    absl::flat_hash_map<int32_t, size_t> queue_of;  // by rank
+    std::vector<Queue> queues;
+    size_t used_queues = 0;
+    std::vector<int32_t> ranks;  // a heap, the earliest first
+    std::vector<Cached> cache;   // by hash; a power of two, or empty
     std::string text;
     std::vector<int32_t> ids;
   };
@@ -76,7 +83,6 @@ class BytePairEncoder {
     int32_t rank = kNoMerge;
     int32_t merged = kNoToken;
   };
-  struct After;
   static constexpr int32_t kNoMerge = std::numeric_limits<int32_t>::max();
   // Whether a word that is a token comes out of merging as that token.
   enum Known : uint8_t { kUnasked, kYes, kNo };

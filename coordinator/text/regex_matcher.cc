@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
+#include "coordinator/text/ruby_regex.h"
 #include "coordinator/text/unicode.h"
 
 namespace phalanx {
@@ -23,6 +24,7 @@ constexpr size_t kJitStackBytes = 1 << 20;
 struct FreePcre2 {
   void operator()(pcre2_code* code) const { pcre2_code_free(code); }
   void operator()(pcre2_match_data* data) const { pcre2_match_data_free(data); }
+  void operator()(pcre2_compile_context* context) const { pcre2_compile_context_free(context); }
   void operator()(pcre2_match_context* context) const { pcre2_match_context_free(context); }
   void operator()(pcre2_jit_stack* stack) const { pcre2_jit_stack_free(stack); }
 };
@@ -59,13 +61,16 @@ class Pcre2Matcher : public Matcher {
  public:
   absl::Status Compile(std::string_view regex) {
     regex_ = regex;
+    PHX_ASSIGN_OR_RETURN(const std::string pattern, Pcre2FromRuby(regex));
+    std::unique_ptr<pcre2_compile_context, FreePcre2> newline(pcre2_compile_context_create(nullptr));
+    pcre2_set_newline(newline.get(), PCRE2_NEWLINE_LF);
     int error = 0;
     PCRE2_SIZE offset = 0;
-    code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(regex_.data()), regex_.size(),
-                              PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &offset, nullptr));
+    code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
+                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &error, &offset, newline.get()));
     if (code_ == nullptr) {
       return absl::InvalidArgumentError(
-          absl::StrCat("regular expression ", Quote(regex_), " at ", offset, ": ", Pcre2Message(error)));
+          absl::StrCat("regular expression ", Quote(regex_), ": ", Pcre2Message(error)));
     }
     context_.reset(pcre2_match_context_create(nullptr));
     pcre2_set_match_limit(context_.get(), kMatchLimit);
@@ -96,10 +101,6 @@ class Pcre2Matcher : public Matcher {
       const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(match.get());
       *begin = ends[0];
       *end = ends[1];
-      if (*begin > *end || *begin < from) {  // \K in a lookaround may do that
-        return absl::InvalidArgumentError(
-            absl::StrCat("regular expression ", Quote(regex_), " matches backwards, which is not supported"));
-      }
       return true;
     };
     return Iterate(text, find, piece);

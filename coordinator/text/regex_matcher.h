@@ -1,4 +1,4 @@
-// Any regular expression, by PCRE2.
+// Regular expressions that no splitter knows, by PCRE2.
 #pragma once
 
 #include <memory>

@@ -241,7 +241,18 @@ TEST_F(TokenizerDirectoryTest, NamesWhatIsNotSupported) {
   ExpectError(sequence({{"type", "Split"}, {"behavior", "Isolated"}}), invalid,
               "pretokenizers[0].pattern must be");
   ExpectError(sequence({{"type", "Split"}, {"pattern", {{"Regex", "(a"}}}, {"behavior", "Isolated"}}),
-              invalid, "pretokenizers[0].pattern: regular expression '(a' at 2");
+              invalid, "pretokenizers[0].pattern: regular expression '(a': missing");
+  for (const auto& [pattern, what] :
+       {std::pair("a)", "at 1: an unmatched ')'"), std::pair("\\w+", "at 0: the escape \\w"),
+        std::pair("a\\", "the escape"), std::pair("\\pL", "the escape \\p"),
+        std::pair("\\p{L", "a property without an end"), std::pair("\\u12", "an escape without"),
+        std::pair("[a-z&&[^b]]", "'&&' in a class"), std::pair("[[:alpha:]]", "a class or '[' in a class"),
+        std::pair("[abc", "a class without an end"), std::pair("(?m)a", "this kind of group"),
+        std::pair("a{,3}", "a '{' that is no interval"), std::pair("a{3}?", "'?' behind {n}"),
+        std::pair("a+*", "a quantifier of a quantifier")}) {
+    ExpectError(sequence({{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}}),
+                unimplemented, what);
+  }
   ExpectError(sequence({{"type", "Split"}, {"pattern", {{"Regex", "a"}}}, {"behavior", "Eaten"}}), invalid,
               "pretokenizers[0].behavior must be");
   ExpectError(sequence({{"type", "Digits"}, {"individual_digits", 1}}), invalid,
