@@ -322,9 +322,7 @@ absl::StatusOr<Value> FirstOrLast(const Value& input, bool first, Budget* budget
   }
   if (const Text* text = input.text()) {
     if (text->empty()) return none;
-    const std::vector<size_t> offsets = CharacterOffsets(text->view());
-    PHX_RETURN_IF_ERROR(budget->Charge(static_cast<int64_t>(text->size())));
-    return Value(first ? text->Sub(0, offsets[1]) : text->Sub(offsets[offsets.size() - 2]));
+    return GetItem(input, Value::Int(first ? 0 : -1), budget);
   }
   PHX_ASSIGN_OR_RETURN(const std::vector<Value> items, Iterate(input, budget));
   if (items.empty()) return none;

@@ -19,7 +19,22 @@ absl::Status TooLong(int64_t bytes) {
 
 absl::Status DoesNotFit() { return absl::InvalidArgumentError("the result does not fit 64 bits"); }
 
-std::optional<int64_t> IndexOf(const Value& value) { return value.number(); }
+// Where the characters of a string begin; takes no memory for ASCII.
+class Characters {
+ public:
+  explicit Characters(std::string_view text) : size_(text.size()) {
+    const bool ascii = std::all_of(text.begin(), text.end(), [](char c) { return (c & 0x80) == 0; });
+    if (!ascii) offsets_ = CharacterOffsets(text);
+  }
+  int64_t count() const { return static_cast<int64_t>(offsets_.empty() ? size_ : offsets_.size() - 1); }
+  size_t operator[](int64_t i) const {
+    return offsets_.empty() ? static_cast<size_t>(i) : offsets_[static_cast<size_t>(i)];
+  }
+
+ private:
+  size_t size_;
+  std::vector<size_t> offsets_;
+};
 
 absl::StatusOr<Value> LoopAttribute(const Loop& loop, const std::string& name, const Value& object) {
   const auto count = static_cast<int64_t>(loop.items.size());
@@ -179,7 +194,7 @@ absl::StatusOr<std::vector<Value>> Iterate(const Value& value, Budget* budget) {
     PHX_RETURN_IF_ERROR(budget->Charge(static_cast<int64_t>(dict->entries.size()) * 8));
     for (const auto& entry : dict->entries) items.push_back(entry.first);
   } else if (const Text* text = value.text()) {
-    PHX_RETURN_IF_ERROR(budget->Charge(static_cast<int64_t>(text->size()) * 32));
+    PHX_RETURN_IF_ERROR(budget->Charge(static_cast<int64_t>(text->size()) * 64));
     const std::vector<size_t> offsets = CharacterOffsets(text->view());
     for (size_t i = 0; i + 1 < offsets.size(); ++i) {
       items.emplace_back(text->Sub(offsets[i], offsets[i + 1] - offsets[i]));
@@ -235,7 +250,7 @@ absl::StatusOr<Value> GetItem(const Value& object, const Value& key, Budget* bud
     }
     return Value(Undefined{std::string(name->view().substr(0, 80))});
   }
-  if (const std::optional<int64_t> index = IndexOf(key); index && object.dict() == nullptr) {
+  if (const std::optional<int64_t> index = key.number(); index && object.dict() == nullptr) {
     int64_t i = *index;
     if (const List* list = object.list();
         list != nullptr && list->kind != List::Kind::kGenerator && list->kind != List::Kind::kView) {
@@ -244,13 +259,9 @@ absl::StatusOr<Value> GetItem(const Value& object, const Value& key, Budget* bud
       if (i >= 0 && i < size) return list->items[static_cast<size_t>(i)];
     } else if (const Text* text = object.text()) {
       PHX_RETURN_IF_ERROR(budget->Charge(static_cast<int64_t>(text->size())));
-      const std::vector<size_t> offsets = CharacterOffsets(text->view());
-      const auto size = static_cast<int64_t>(offsets.size()) - 1;
-      if (i < 0) i += size;
-      if (i >= 0 && i < size) {
-        const auto at = static_cast<size_t>(i);
-        return Value(text->Sub(offsets[at], offsets[at + 1] - offsets[at]));
-      }
+      const Characters at(text->view());
+      if (i < 0) i += at.count();
+      if (i >= 0 && i < at.count()) return Value(text->Sub(at[i], at[i + 1] - at[i]));
     }
     return Value(Undefined{absl::StrCat("index ", *index)});
   }
@@ -271,12 +282,9 @@ absl::StatusOr<Value> Slice(const Value& object, const Value (&bounds)[3], Budge
     at[part] = bounds[part].number();
     if (!at[part]) return Value(Undefined{"a slice with a bound that is no int"});
   }
-  std::vector<size_t> offsets;
-  if (text != nullptr) {
-    PHX_RETURN_IF_ERROR(budget->Charge(static_cast<int64_t>(text->size())));
-    offsets = CharacterOffsets(text->view());
-  }
-  const auto size = static_cast<int64_t>(list != nullptr ? list->items.size() : offsets.size() - 1);
+  if (text != nullptr) PHX_RETURN_IF_ERROR(budget->Charge(static_cast<int64_t>(text->size())));
+  const Characters offsets(text != nullptr ? text->view() : std::string_view());
+  const int64_t size = list != nullptr ? static_cast<int64_t>(list->items.size()) : offsets.count();
 
   // As Python's slice.indices.
   const int64_t step = std::clamp(at[2].value_or(1), -size - 1, size + 1);
@@ -287,18 +295,16 @@ absl::StatusOr<Value> Slice(const Value& object, const Value (&bounds)[3], Budge
   const int64_t end = at[1] ? clip(*at[1]) : (step > 0 ? high : low);
   if (text != nullptr && step == 1) {
     if (end <= begin) return Value(Text());
-    const size_t from = offsets[static_cast<size_t>(begin)];
-    return Value(text->Sub(from, offsets[static_cast<size_t>(end)] - from));
+    return Value(text->Sub(offsets[begin], offsets[end] - offsets[begin]));
   }
   PHX_RETURN_IF_ERROR(budget->Charge(size * 4));
   std::vector<Value> items;
   TextBuilder out;
   for (int64_t i = begin; step > 0 ? i < end : i > end; i += step) {
-    const auto n = static_cast<size_t>(i);
     if (list != nullptr) {
-      items.push_back(list->items[n]);
+      items.push_back(list->items[static_cast<size_t>(i)]);
     } else {
-      out.Append(text->Sub(offsets[n], offsets[n + 1] - offsets[n]));
+      out.Append(text->Sub(offsets[i], offsets[i + 1] - offsets[i]));
     }
   }
   if (text != nullptr) return Value(std::move(out).Build());
@@ -386,6 +392,10 @@ absl::StatusOr<bool> Compare(std::string_view op, const Value& left, const Value
   if (op == "==" || op == "!=") {
     int64_t weight = std::min(left.extent().weight, right.extent().weight);
     if (left.dict() != nullptr || left.list() != nullptr) weight *= std::min<int64_t>(weight, 64);
+    if (left.dict() != nullptr && right.dict() != nullptr) {
+      const auto keys = static_cast<int64_t>(left.dict()->entries.size());
+      weight = std::max(weight, keys * keys);
+    }
     PHX_RETURN_IF_ERROR(budget->Charge(weight));
     return left.Equals(right) == (op == "==");
   }

@@ -89,7 +89,7 @@ absl::StatusOr<Value> Split(const Text& text, const Value& separator, int64_t mo
     }
     parts.emplace_back(text.Sub(at));
   }
-  PHX_RETURN_IF_ERROR(budget->Charge(static_cast<int64_t>(parts.size()) * 32));
+  PHX_RETURN_IF_ERROR(budget->Charge(static_cast<int64_t>(parts.size()) * 64));
   return Value::MakeList(std::move(parts));
 }
 
