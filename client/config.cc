@@ -21,6 +21,20 @@ absl::Status Validate(const ClientConfig& c) {
   }
   if (c.top_p && !(*c.top_p > 0 && *c.top_p <= 1)) return bad("--top-p ", *c.top_p, " is not in (0, 1]");
   if (c.top_k && *c.top_k < 0) return bad("--top-k ", *c.top_k, " is not >= 0");
+  if (c.min_p && !(*c.min_p >= 0 && *c.min_p <= 1)) return bad("--min-p ", *c.min_p, " is not in [0, 1]");
+  if (c.repetition_penalty && !(*c.repetition_penalty > 0 && *c.repetition_penalty <= 1000)) {
+    return bad("--repetition-penalty ", *c.repetition_penalty, " is not in (0, 1000]");
+  }
+  if (c.presence_penalty && !(*c.presence_penalty >= -2 && *c.presence_penalty <= 2)) {
+    return bad("--presence-penalty ", *c.presence_penalty, " is not in [-2, 2]");
+  }
+  if (c.frequency_penalty && !(*c.frequency_penalty >= -2 && *c.frequency_penalty <= 2)) {
+    return bad("--frequency-penalty ", *c.frequency_penalty, " is not in [-2, 2]");
+  }
+  if (c.min_tokens && *c.min_tokens < 0) return bad("--min-tokens ", *c.min_tokens, " is not >= 0");
+  if (c.max_reasoning_tokens && *c.max_reasoning_tokens < 0) {
+    return bad("--max-reasoning-tokens ", *c.max_reasoning_tokens, " is not >= 0");
+  }
   if (c.max_tokens && *c.max_tokens < 0) return bad("--max-tokens ", *c.max_tokens, " is not >= 0");
   if (!(c.timeout_seconds > 0)) return bad("--timeout ", c.timeout_seconds, " is not > 0 seconds");
   if (!(c.connect_timeout_seconds > 0))
@@ -73,12 +87,23 @@ absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::option
   chat->add_option("--temperature", c.temperature, "0 takes the best token");
   chat->add_option("--top-k", c.top_k, "0: all");
   chat->add_option("--top-p", c.top_p, "in (0, 1]");
+  chat->add_option("--min-p", c.min_p, "in [0, 1]: drops tokens less likely than that times the likeliest");
+  chat->add_option("--repetition-penalty", c.repetition_penalty,
+                   "> 0, 1: none; of tokens in prompt and answer");
+  chat->add_option("--presence-penalty", c.presence_penalty, "in [-2, 2]; of tokens in the answer");
+  chat->add_option("--frequency-penalty", c.frequency_penalty,
+                   "in [-2, 2]; of tokens in the answer, times their number");
   chat->add_option("--seed", c.seed, "makes the answer repeatable")
       ->check([](const std::string& value) {  // CLI11 would wrap a number out of range
         uint64_t seed;
         return absl::SimpleAtoi(value, &seed) ? "" : absl::StrCat("'", value, "' is not in [0, 2^64)");
       });
   chat->add_option("--max-tokens", c.max_tokens, "tokens to generate at most");
+  chat->add_option("--min-tokens", c.min_tokens, "no end before so many tokens");
+  chat->add_option("--max-reasoning-tokens", c.max_reasoning_tokens,
+                   "end the model's reasoning after so many tokens");
+  chat->add_flag("--hide-reasoning", c.hide_reasoning, "show the answer only");
+  chat->add_flag("--no-color", c.no_color, "reasoning between <think> marks instead of dimmed");
   chat->add_option("--stop", c.stop, "end the answer before this text (repeatable)")->allow_extra_args(false);
   chat->add_flag("--ignore-eos", c.ignore_eos, "go on after the model's end token");
   chat->add_option("--timeout", c.timeout_seconds, "seconds for one answer")->capture_default_str();

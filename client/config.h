@@ -21,11 +21,14 @@ struct ClientConfig {
   std::string model;                // empty: the only one loaded
   std::vector<std::string> prompt;  // words of a one-shot prompt; empty: stdin
   std::string system;
-  std::optional<float> temperature, top_p;
-  std::optional<int> top_k, max_tokens;
+  std::optional<float> temperature, top_p, min_p;
+  std::optional<float> repetition_penalty, presence_penalty, frequency_penalty;
+  std::optional<int> top_k, max_tokens, min_tokens, max_reasoning_tokens;
   std::optional<uint64_t> seed;
   std::vector<std::string> stop;
   bool ignore_eos = false;
+  bool hide_reasoning = false;
+  bool no_color = false;         // also when NO_COLOR is set in the environment
   bool quiet = false;            // no usage line
   double timeout_seconds = 600;  // of one answer
 
@@ -37,7 +40,7 @@ struct ClientConfig {
   std::string name;
   int tensor_parallel = 1, shards = 0, groups = 1, context_length = 0;
   std::string compute = "fast";
-  std::string tokenizer;  // a folder; empty: the file's own
+  std::string tokenizer;      // a folder; empty: the file's own
   double wait_seconds = 120;  // for READY after load; 0 returns at once
 
   // inspect

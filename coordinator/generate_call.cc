@@ -1,5 +1,7 @@
 #include "coordinator/generate_call.h"
 
+#include <google/protobuf/arena.h>
+
 #include <algorithm>
 #include <chrono>
 #include <utility>
@@ -10,6 +12,7 @@
 #include "base/logging.h"
 #include "base/status_macros.h"
 #include "coordinator/convert.h"
+#include "coordinator/wire.h"
 
 namespace phalanx::coordinator {
 namespace {
@@ -37,9 +40,9 @@ GenerateCall::GenerateCall(Coordinator* coordinator, grpc::CallbackServerContext
   coordinator_->loop()->Post([this] { coordinator_->Opened(this); });
 }
 
-void GenerateCall::Begin(const v1::GenerateRequest& request) {
+void GenerateCall::Begin(const grpc::ByteBuffer& bytes) {
   const auto hand_over = [this] { coordinator_->loop()->Post([this] { coordinator_->Dispatch(this); }); };
-  prepared = Admit(request);
+  prepared = Admit(bytes);
   if (!prepared.ok()) return hand_over();
   if (PromptBytes(fields) <= kInlineBytes) {
     Prepare();
@@ -51,13 +54,16 @@ void GenerateCall::Begin(const v1::GenerateRequest& request) {
   });
 }
 
-absl::Status GenerateCall::Admit(const v1::GenerateRequest& request) {
+absl::Status GenerateCall::Admit(const grpc::ByteBuffer& bytes) {
   const auto enter = [this](int64_t count) -> absl::Status {
     PHX_RETURN_IF_ERROR(coordinator_->in_flight().Enter(count));
     admitted_ += count;
     return absl::OkStatus();
   };
   PHX_RETURN_IF_ERROR(enter(1));
+  google::protobuf::Arena arena;  // a million parts are freed at once
+  auto& request = *google::protobuf::Arena::CreateMessage<v1::GenerateRequest>(&arena);
+  PHX_RETURN_IF_ERROR(Parse(bytes, &request));
   PHX_ASSIGN_OR_RETURN(model, coordinator_->registry().Find(request.model()));
   PHX_RETURN_IF_ERROR(CheckSizes(SizesOf(request), model->limits));
   PHX_ASSIGN_OR_RETURN(fields, ToFields(request));
@@ -98,8 +104,8 @@ void GenerateCall::FailAll(int code, const std::string& detail) {
 void GenerateCall::SendStarted() {
   if (started_) return;
   started_ = true;
-  Send(MakeStarted(fields.request_id, model->spec.name, static_cast<int64_t>(prompt.size()),
-                   choices[0].generation->log()));
+  Send(Serialize(MakeStarted(fields.request_id, model->spec.name, static_cast<int64_t>(prompt.size()),
+                             choices[0].generation->log())));
 }
 
 void GenerateCall::OnSubmitResult(uint32_t choice, const internal::v1::SubmitResult& result) {
@@ -137,10 +143,10 @@ void GenerateCall::OnOutput(uint32_t choice, const internal::v1::SequenceOutput&
             absl::StrCat("group ", group, ": ", std::string(status.message())));
     return;
   }
-  if (!told.prompt_logprobs.empty()) Send(MakePromptLogprobs(told));
-  if (told.has_chunk()) Send(MakeChunk(choice, &told));
+  if (!told.prompt_logprobs.empty()) Send(Serialize(MakePromptLogprobs(told)));
+  if (told.has_chunk()) Send(Serialize(MakeChunk(choice, &told)));
   if (generation.finished()) {
-    Send(MakeFinished(choice, told, generation.usage(coordinator_->Now())));
+    Send(Serialize(MakeFinished(choice, told, generation.usage(coordinator_->Now()))));
     coordinator_->Release(this, choice, generation.wants_abort());
     const bool over =
         std::all_of(choices.begin(), choices.end(), [](const Choice& c) { return c.request == 0; });

@@ -14,12 +14,12 @@
 
 namespace phalanx::coordinator {
 
-class GenerateCall : public LoopWriter<grpc::ServerWriteReactor<v1::GenerateResponse>, v1::GenerateResponse> {
+class GenerateCall : public LoopWriter<grpc::ServerWriteReactor<grpc::ByteBuffer>, grpc::ByteBuffer> {
  public:
   GenerateCall(Coordinator* coordinator, grpc::CallbackServerContext* context);
 
-  // On the gRPC thread: checks the request and gets it tokenised.
-  void Begin(const v1::GenerateRequest& request);
+  // On the gRPC thread: parses and checks the request and gets it tokenised.
+  void Begin(const grpc::ByteBuffer& bytes);
 
   // --- on the loop
   // ------------------------------------------------------------------------------------------------- Ends
@@ -49,7 +49,7 @@ class GenerateCall : public LoopWriter<grpc::ServerWriteReactor<v1::GenerateResp
  private:
   void OnCancelled() override;
   void OnGone() override;
-  absl::Status Admit(const v1::GenerateRequest& request);
+  absl::Status Admit(const grpc::ByteBuffer& bytes);
   void Prepare();
   // Ends the call where the group did: `code` is its own, of absl::StatusCode.
   void FailAll(int code, const std::string& detail);

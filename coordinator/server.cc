@@ -12,6 +12,7 @@
 #include "base/logging.h"
 #include "base/status_macros.h"
 #include "coordinator/model_registry.h"
+#include "coordinator/wire.h"
 
 namespace phalanx::coordinator {
 namespace {
@@ -34,6 +35,7 @@ Server::Server(const Config& config)
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Config& config) {
   // gRPC's own lines are for debugging; what matters comes back as a status.
   gpr_set_log_function([](gpr_log_func_args* args) { spdlog::debug("grpc: {}", args->message); });
+  LogProtobuf();
   std::shared_ptr<const LoadedModel> model;
   if (!config.model.path.empty()) {
     PHX_ASSIGN_OR_RETURN(model, OpenModel(config.model));

@@ -11,8 +11,8 @@
 
 namespace phalanx::coordinator {
 
-grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
-    grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(grpc::CallbackServerContext* context,
+                                                                       const grpc::ByteBuffer* request) {
   auto* call = new GenerateCall(coordinator_, context);  // deletes itself
   call->Begin(*request);
   return call;

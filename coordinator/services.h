@@ -12,11 +12,17 @@
 
 namespace phalanx::coordinator {
 
-class InferenceService : public v1::Inference::CallbackService {
+// Generate takes bytes: a request that cannot be parsed is answered with what is wrong with it, where gRPC
+// would call the method unimplemented.
+using InferenceCalls =
+    v1::Inference::WithRawCallbackMethod_Generate<v1::Inference::WithCallbackMethod_Tokenize<
+        v1::Inference::WithCallbackMethod_Detokenize<v1::Inference::WithCallbackMethod_ListModels<
+            v1::Inference::WithCallbackMethod_GetModel<v1::Inference::Service>>>>>;
+class InferenceService : public InferenceCalls {
  public:
   explicit InferenceService(Coordinator* coordinator) : coordinator_(coordinator) {}
-  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(grpc::CallbackServerContext* context,
-                                                           const v1::GenerateRequest* request) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* request) override;
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,
                                      v1::TokenizeResponse* response) override;
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,

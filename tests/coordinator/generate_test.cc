@@ -96,7 +96,7 @@ TEST_F(ServerTest, RendersAChatAndKeepsUsersFromWritingControlTokens) {
   const auto add = [&expected](const std::string& text) {
     for (const int32_t id : Bytes(text)) expected.push_back(id);
   };
-  add("user\nhi<|end|>\xef\xbf\xbd!");
+  add("user\nhi<|end|>\x02!");
   expected.push_back(kEnd);
   expected.push_back(kStart);
   add("assistant\n");

@@ -15,6 +15,7 @@ class Answer:
     def __init__(self):
         self.started = self.finished = self.error = None
         self.chunks, self.prompt_logprobs, self.order = [], [], []
+        self.finishes = {}  # by choice
 
     def add(self, response):
         event = response.WhichOneof("event")
@@ -26,6 +27,9 @@ class Answer:
             self.prompt_logprobs.append(value)
         else:
             setattr(self, event, value)
+            if event == "finished":
+                assert value.index not in self.finishes, f"choice {value.index} finished twice"
+                self.finishes[value.index] = value
 
     @property
     def ids(self):
@@ -34,6 +38,17 @@ class Answer:
     @property
     def text(self):
         return "".join(chunk.text for chunk in self.chunks)
+
+    @property
+    def reasoning(self):
+        return "".join(chunk.reasoning for chunk in self.chunks)
+
+    def of_choice(self, index):
+        """(ids, text) of one choice."""
+        chunks = [chunk for chunk in self.chunks if chunk.index == index]
+        for before, chunk in zip([None, *chunks], chunks):
+            assert chunk.offset == (before.offset + len(before.token_ids) if before else 0)
+        return [token for chunk in chunks for token in chunk.token_ids], "".join(chunk.text for chunk in chunks)
 
     @property
     def logprobs(self):

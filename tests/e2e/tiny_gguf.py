@@ -6,9 +6,12 @@ byte-level vocabulary: three special tokens, one token for each byte, a few merg
 random  seeded random weights: every token depends on the whole prefix, so mixed-up KV blocks change the answer
 script  says SCRIPT after a chat prompt, one token after the other, whatever came before: attention and MLP are zero and
         the output head maps each token to its successor
+thinker the same, but says <think> and "hm" without end; after </think> it says "Ok"
 """
 
 import array
+import json
+import pathlib
 import random
 import struct
 
@@ -16,6 +19,8 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 END = SPECIAL.index("<|im_end|>")
 MERGES = ["h e", "i n", "\u0120 t", "\u0120t he"]
 VOCAB_SIZE = len(SPECIAL) + 256 + len(MERGES)
+MARKS = ["<think>", "</think>"]  # of the thinker only
+THINK, THINK_END = VOCAB_SIZE, VOCAB_SIZE + 1
 # One, two, three and four bytes a character, all bytes distinct (a byte's successor is fixed), and none of a chat
 # prompt's last byte, the line end.
 SCRIPT = "Go: \u00e9\u6f22\U0001f600!"
@@ -78,8 +83,12 @@ def write_gguf(path, metadata, tensors):
             file.write(data.ljust(-(-len(data) // 32) * 32, b"\0"))
 
 
-def _metadata(name):
-    tokens = SPECIAL + _alphabet() + [merge.replace(" ", "") for merge in MERGES]
+def _vocabulary(marks=()):
+    return SPECIAL + _alphabet() + [merge.replace(" ", "") for merge in MERGES] + list(marks)
+
+
+def _metadata(name, marks=()):
+    tokens = _vocabulary(marks)
     return {
         "general.architecture": "llama",
         "general.name": name,
@@ -92,11 +101,11 @@ def _metadata(name):
         "llama.rope.freq_base": 10000.0,
         "llama.rope.dimension_count": HEAD_DIM,
         "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.vocab_size": VOCAB_SIZE,
+        "llama.vocab_size": len(tokens),
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "smollm",
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [3] * len(SPECIAL) + [1] * (VOCAB_SIZE - len(SPECIAL)),
+        "tokenizer.ggml.token_type": [3] * len(SPECIAL) + [1] * (VOCAB_SIZE - len(SPECIAL)) + [4] * len(marks),
         "tokenizer.ggml.merges": MERGES,
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": END,
@@ -139,18 +148,54 @@ def write_random(path, seed=1):
     })
 
 
+def _write_successors(path, name, successor, otherwise, marks=()):
+    """A model that says successor[token], or `otherwise`."""
+    size = VOCAB_SIZE + len(marks)
+    embedding = array.array("f", bytes(4 * size * HIDDEN))
+    output = array.array("f", bytes(4 * size * HIDDEN))
+    for token in range(size):
+        embedding[token * HIDDEN + token] = 1.0
+        output[successor.get(token, otherwise) * HIDDEN + token] = 1.0
+    zeros = lambda rows, columns: array.array("f", bytes(4 * rows * columns))
+    write_gguf(path, _metadata(name, marks), {
+        "token_embd.weight": ([HIDDEN, size], embedding),
+        **_layers(zeros),
+        "output.weight": ([HIDDEN, size], output),
+    })
+
+
 def write_script(path):
     says = [byte_token(byte) for byte in SCRIPT.encode()]
     assert len(set(says)) == len(says)
-    successor = dict(zip(says, says[1:] + [END]))
-    embedding = array.array("f", bytes(4 * VOCAB_SIZE * HIDDEN))
-    output = array.array("f", bytes(4 * VOCAB_SIZE * HIDDEN))
-    for token in range(VOCAB_SIZE):
-        embedding[token * HIDDEN + token] = 1.0
-        output[successor.get(token, says[0]) * HIDDEN + token] = 1.0
-    zeros = lambda rows, columns: array.array("f", bytes(4 * rows * columns))
-    write_gguf(path, _metadata("tiny-script"), {
-        "token_embd.weight": ([HIDDEN, VOCAB_SIZE], embedding),
-        **_layers(zeros),
-        "output.weight": ([HIDDEN, VOCAB_SIZE], output),
-    })
+    _write_successors(path, "tiny-script", dict(zip(says, says[1:] + [END])), says[0])
+
+
+def write_thinker(path):
+    h, m, o, k = (byte_token(byte) for byte in b"hmOk")
+    _write_successors(path, "tiny-thinker", {THINK: h, h: m, m: h, THINK_END: o, o: k, k: END}, THINK, MARKS)
+
+
+def write_folder(path, chat_template=None, marks=(), **generation_config):
+    """A Hugging Face folder with the models' tokenizer."""
+    path = pathlib.Path(path)
+    path.mkdir()
+    tokens = _vocabulary(marks)
+    added = [(token, True) for token in SPECIAL] + [(token, False) for token in marks]
+    (path / "tokenizer.json").write_text(json.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
+        "added_tokens": [
+            {"id": tokens.index(token), "content": token, "special": special, "single_word": False, "lstrip": False,
+             "rstrip": False, "normalized": False} for token, special in added],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Digits", "individual_digits": True},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}]},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                  "vocab": {token: id_ for id_, token in enumerate(tokens)}, "merges": MERGES},
+    }, ensure_ascii=False))
+    if chat_template is not None:
+        (path / "chat_template.jinja").write_text(chat_template)
+    if generation_config:
+        (path / "generation_config.json").write_text(json.dumps(generation_config))
+    return path
