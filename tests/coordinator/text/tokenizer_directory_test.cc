@@ -13,8 +13,10 @@
 #include <thread>
 
 #include "base/byte_alphabet.h"
+#include "base/tokenizer_json.h"
 #include "coordinator/text/detokenizer.h"
 #include "coordinator/text/tokenizer.h"
+#include "tests/base/gguf_writer.h"
 #include "tests/testing/test_data.h"
 
 namespace phalanx {
@@ -153,6 +155,54 @@ TEST_F(TokenizerDirectoryTest, Phi4Vectors) {
     EXPECT_THAT(t.stop_ids(), ElementsAre(100265));
     const bool reasoning = std::string_view(model) == "phi-4-reasoning";
     EXPECT_EQ(t.Encode("<think>", false).value(), reasoning ? Ids{100350} : (Ids{14023, 771, 29}));
+  }
+}
+
+// The same vocabulary as a GGUF file, whose pre-tokenizer is only a name.
+TEST_F(TokenizerDirectoryTest, GgufSaysTheSame) {
+  const auto texts = FindTestData("vectors/tokenizer_inputs.inp");
+  if (!texts) GTEST_SKIP() << MissingTestData("vectors/tokenizer_inputs.inp");
+  const std::string text = Slurp(*texts) + "e\u0301 \uac00\u11a8 't's'\u017f 12345 日本カ語\r\n";
+  for (const auto& [name, pres] :
+       {std::pair("llama3_1", std::vector<std::string>{"llama-bpe", "llama3", "llama-v3"}),
+        std::pair("qwen3", std::vector<std::string>{"qwen2", "deepseek-r1-qwen"}),
+        std::pair("deepseek_v3", std::vector<std::string>{"deepseek-v3"})}) {
+    const auto folder = FindTestData(std::string("tokenizers/") + name);
+    if (!folder) GTEST_SKIP() << MissingTestData(std::string("tokenizers/") + name);
+    const auto json_file = ReadTokenizerJson(*folder);
+    ASSERT_TRUE(json_file.ok()) << json_file.status();
+    const auto size = static_cast<size_t>(json_file->vocab_size);
+    std::vector<std::string> tokens(size), merges;
+    std::vector<int32_t> types(size, 5);
+    for (const auto& [piece, id] : json_file->vocab) {
+      tokens[static_cast<size_t>(id)] = piece;
+      types[static_cast<size_t>(id)] = 1;
+    }
+    for (const TokenizerJson::AddedToken& added : json_file->added) {
+      tokens[static_cast<size_t>(added.id)] = added.content;
+      types[static_cast<size_t>(added.id)] = added.special ? 3 : 4;
+    }
+    for (const auto& [left, right] : json_file->merges) merges.push_back(left + " " + right);
+    const auto expected = TokenizerFromDirectory(*folder);
+    ASSERT_TRUE(expected.ok()) << expected.status();
+    for (const std::string& pre : pres) {
+      GgufWriter w;
+      w.SetString("tokenizer.ggml.model", "gpt2");
+      w.SetString("tokenizer.ggml.pre", pre);
+      w.SetStrings("tokenizer.ggml.tokens", tokens);
+      w.SetI32s("tokenizer.ggml.token_type", types);
+      w.SetStrings("tokenizer.ggml.merges", merges);
+      const std::string path = folder_ + "/tokenizer.gguf";
+      ASSERT_TRUE(w.Write(path));
+      const auto file = GgufFile::Open(path);
+      ASSERT_TRUE(file.ok()) << file.status();
+      const auto tokenizer = TokenizerFromGguf(**file);
+      ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+      for (const bool special : {true, false}) {
+        EXPECT_EQ((*tokenizer)->Encode(text, special).value(), (*expected)->Encode(text, special).value())
+            << pre;
+      }
+    }
   }
 }
 
