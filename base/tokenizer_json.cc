@@ -19,7 +19,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr uintmax_t kMaxFileBytes = 256u << 20;
+constexpr uintmax_t kMaxFileBytes = 64u << 20;
 constexpr size_t kMaxDepth = 64;
 // Twenty times the largest published vocabulary: an id sizes tables.
 constexpr uint64_t kMaxIds = 1u << 22;

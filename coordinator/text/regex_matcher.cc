@@ -4,6 +4,7 @@
 #include <pcre2.h>
 
 #include <algorithm>
+#include <chrono>
 #include <functional>
 #include <utility>
 
@@ -20,6 +21,11 @@ namespace {
 constexpr uint32_t kMatchLimit = 1'000'000;
 constexpr uint32_t kHeapLimitKib = 64 << 10;
 constexpr size_t kJitStackBytes = 1 << 20;
+// A pattern may look at all that follows from every place: then the clock decides. So much, and for each
+// byte.
+constexpr std::chrono::milliseconds kPatience(2000);
+constexpr std::chrono::microseconds kPatienceByte(1);
+constexpr size_t kWindow = 256;  // places to begin at, in bytes, between looks at the clock
 
 struct FreePcre2 {
   void operator()(pcre2_code* code) const { pcre2_code_free(code); }
@@ -67,7 +73,8 @@ class Pcre2Matcher : public Matcher {
     int error = 0;
     PCRE2_SIZE offset = 0;
     code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &error, &offset, newline.get()));
+                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_USE_OFFSET_LIMIT, &error,
+                              &offset, newline.get()));
     if (code_ == nullptr) {
       return absl::InvalidArgumentError(
           absl::StrCat("regular expression ", Quote(regex_), ": ", Pcre2Message(error)));
@@ -90,14 +97,25 @@ class Pcre2Matcher : public Matcher {
       return pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
                          PCRE2_NO_UTF_CHECK | options, match.get(), context.get());
     };
+    const auto fail = [&](size_t at, const std::string& why) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("regular expression ", Quote(regex_), " at offset ", at, " of the text: ", why));
+    };
+    const auto until = std::chrono::steady_clock::now() + kPatience + kPatienceByte * text.size();
     const auto find = [&](size_t from, size_t* begin, size_t* end) -> absl::StatusOr<bool> {
-      int found = try_match(from, 0);
-      if (found == PCRE2_ERROR_JIT_STACKLIMIT) found = try_match(from, PCRE2_NO_JIT);
-      if (found == PCRE2_ERROR_NOMATCH) return false;
-      if (found < 0) {
-        return absl::InvalidArgumentError(absl::StrCat("regular expression ", Quote(regex_), " at offset ",
-                                                       from, " of the text: ", Pcre2Message(found)));
+      int found = PCRE2_ERROR_NOMATCH;
+      while (found == PCRE2_ERROR_NOMATCH && from <= text.size()) {
+        size_t window_end = std::min(from + kWindow, text.size());  // of a character or the text
+        while (window_end < text.size() && (static_cast<unsigned char>(text[window_end]) & 0xc0) == 0x80)
+          ++window_end;
+        pcre2_set_offset_limit(context.get(), window_end);
+        found = try_match(from, 0);
+        if (found == PCRE2_ERROR_JIT_STACKLIMIT) found = try_match(from, PCRE2_NO_JIT);
+        if (found < 0 && found != PCRE2_ERROR_NOMATCH) return fail(from, Pcre2Message(found));
+        from = window_end == text.size() ? text.size() + 1 : window_end;
+        if (std::chrono::steady_clock::now() > until) return fail(from, "takes too long");
       }
+      if (found == PCRE2_ERROR_NOMATCH) return false;
       const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(match.get());
       *begin = ends[0];
       *end = ends[1];

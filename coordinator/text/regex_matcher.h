@@ -11,7 +11,8 @@
 namespace phalanx {
 
 // InvalidArgument naming the pattern and where it is wrong. Its properties are those of PCRE2's Unicode
-// (10.42: 14.0). Find is InvalidArgument naming the pattern for a text that it takes too many steps on.
+// (10.42: 14.0). Find is InvalidArgument naming the pattern for a text that it takes too many steps or too
+// much time on.
 absl::StatusOr<std::unique_ptr<Matcher>> RegexMatcher(std::string_view regex);
 
 // Occurrences of a string. Of an empty one, as of the regular expression: before every character and at the
