@@ -67,11 +67,12 @@ absl::Status Config::Validate() {
                                                    heartbeat_interval_s, ")"));
   }
   const ModelSpec none;
-  if (model.path.empty() && (model.name != none.name || model.tensor_parallel != none.tensor_parallel ||
-                             model.shards != none.shards || model.groups != none.groups ||
-                             model.context_length != none.context_length)) {
+  if (model.path.empty() &&
+      (model.name != none.name || model.tensor_parallel != none.tensor_parallel ||
+       model.shards != none.shards || model.groups != none.groups ||
+       model.context_length != none.context_length || model.tokenizer != none.tokenizer)) {
     return absl::InvalidArgumentError(
-        "--name, --tp, --shards, --groups and --context describe --model, which names no file");
+        "--name, --tp, --shards, --groups, --context and --tokenizer describe --model, which names no file");
   }
   return absl::OkStatus();
 }
@@ -95,6 +96,8 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, Config* config) {
   app.add_option("--compute", config->compute, "its arithmetic: fast or fp32");
   app.add_option("--context", config->model.context_length,
                  "its longest prompt + generation (0: the model's own)");
+  app.add_option("--tokenizer", config->model.tokenizer,
+                 "folder with tokenizer.json, in place of what its file says of text");
   app.add_option("--max-tokens-default", config->max_tokens_default,
                  "cap on tokens where a request names none");
   app.add_option("--max-in-flight", config->max_in_flight, "requests at once; more are refused");

@@ -82,6 +82,15 @@ def test_text_and_tokens_that_leave_the_reasoning_open(cluster):
         assert (plain.reasoning, plain.text) == ("", "mhmh</think>Ok")
 
 
+def test_a_message_to_go_on_with(cluster):
+    """Its reasoning is open or not, whatever the template ends with."""
+    for content, reasoning, text in [("<think>hmh", "mhm", "Ok"), ("<think>hm</think>O", "", "k")]:
+        chat = {"messages": [*CHAT["messages"], {"role": "assistant", "content": content}],
+                "continue_final_message": True}
+        answer = think(cluster, chat=chat, sampling={"max_reasoning_tokens": 3})
+        assert (answer.reasoning, answer.text) == (reasoning, text)
+
+
 def test_stop_strings_are_for_the_answer(cluster):
     answer = think(cluster, sampling={"max_reasoning_tokens": 8, "stop": ["mh", "k"]})
     assert (answer.reasoning, answer.text, answer.finished.stop) == ("hm" * 4, "O", "k")
