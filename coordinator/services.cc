@@ -1,5 +1,6 @@
 #include "coordinator/services.h"
 
+#include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -8,6 +9,7 @@
 #include "coordinator/convert.h"
 #include "coordinator/generate_call.h"
 #include "coordinator/model_service.h"
+#include "coordinator/wire.h"
 
 namespace phalanx::coordinator {
 
@@ -39,10 +41,19 @@ grpc::ServerUnaryReactor* InferenceService::WithModel(grpc::CallbackServerContex
 }
 
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
-                                                     const v1::TokenizeRequest* request,
-                                                     v1::TokenizeResponse* response) {
+                                                     const grpc::ByteBuffer* bytes,
+                                                     grpc::ByteBuffer* response) {
+  const auto request = std::make_shared<v1::TokenizeRequest>();
+  if (const absl::Status parsed = Parse(*bytes, request.get()); !parsed.ok()) {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    reactor->Finish(ToGrpc(parsed));
+    return reactor;
+  }
   return WithModel(context, request->model(), [request, response](const LoadedModel& model) {
-    return TokenizePrompt(model, *request, response);
+    v1::TokenizeResponse tokens;
+    const absl::Status status = TokenizePrompt(model, *request, &tokens);
+    *response = Serialize(tokens);
+    return status;
   });
 }
 

@@ -12,10 +12,10 @@
 
 namespace phalanx::coordinator {
 
-// Generate takes bytes: a request that cannot be parsed is answered with what is wrong with it, where gRPC
-// would call the method unimplemented.
+// Generate and Tokenize take bytes: a request that cannot be parsed is answered with what is wrong with it,
+// where gRPC would call the method unimplemented.
 using InferenceCalls =
-    v1::Inference::WithRawCallbackMethod_Generate<v1::Inference::WithCallbackMethod_Tokenize<
+    v1::Inference::WithRawCallbackMethod_Generate<v1::Inference::WithRawCallbackMethod_Tokenize<
         v1::Inference::WithCallbackMethod_Detokenize<v1::Inference::WithCallbackMethod_ListModels<
             v1::Inference::WithCallbackMethod_GetModel<v1::Inference::Service>>>>>;
 class InferenceService : public InferenceCalls {
@@ -23,8 +23,8 @@ class InferenceService : public InferenceCalls {
   explicit InferenceService(Coordinator* coordinator) : coordinator_(coordinator) {}
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
-  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,
-                                     v1::TokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
+                                     grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
                                        const v1::DetokenizeRequest* request,
                                        v1::DetokenizeResponse* response) override;

@@ -117,11 +117,15 @@ def test_text_that_is_not_utf8(cluster):
     assert log.read_text().count("invalid UTF-8") == before + 3
     lines = [line for line in log.read_text().splitlines() if "invalid UTF-8" in line]
     assert all(" W coordinator protobuf: " in line for line in lines), lines
-    # Methods that gRPC parses itself fail there; the server lives all the same.
-    tokenize = cluster.client.channel.unary_unary("/phalanx.v1.Inference/Tokenize",
-                                                  request_serializer=lambda body: body)
+    unary = lambda method, body: cluster.client.channel.unary_unary(
+        f"/phalanx.v1.Inference/{method}", request_serializer=lambda body: body)(body, timeout=SECONDS)
+    with pytest.raises(grpc.RpcError) as error:
+        unary("Tokenize", field(3, b"\xff"))
+    assert error.value.code().name == "INVALID_ARGUMENT"
+    assert error.value.details() == "phalanx.v1.TokenizeRequest.text is not UTF-8"
+    # Methods that gRPC parses itself fail there.
     with pytest.raises(grpc.RpcError):
-        tokenize(field(3, b"\xff"), timeout=SECONDS)
+        unary("GetModel", field(1, b"\xff"))
     assert cluster.client.generate(text="x", sampling={"max_tokens": 2}).code.name == "OK"
 
 
