@@ -191,6 +191,9 @@ absl::Status CheckSizes(const RequestSizes& sizes, const ModelLimits& model) {
     return TooMany("sampling.logit_bias", sizes.logit_bias, "tokens", kMaxLogitBias);
   }
   if (sizes.tools > kMaxTools) return TooMany("chat.tools", sizes.tools, "tools", kMaxTools);
+  if (sizes.tool_calls > kMaxToolCalls) {
+    return TooMany("tool_calls of chat.messages", sizes.tool_calls, "tool calls in all", kMaxToolCalls);
+  }
 
   const auto bytes = static_cast<int64_t>(sizes.prompt_bytes);
   // A text of more bytes than the context's tokens could stand for need not be tokenised to be refused.
@@ -199,12 +202,12 @@ absl::Status CheckSizes(const RequestSizes& sizes, const ModelLimits& model) {
     case PromptKind::kNone:
       return absl::OkStatus();
     case PromptKind::kChat:
-      // A template may trim or drop text; no template of use drops most of it.
-      if (most_bytes > 0 && bytes > 4 * most_bytes) return TooLong("chat", bytes, "bytes", model);
       // However a template writes messages, each takes a token at least.
       if (static_cast<int64_t>(sizes.messages) > 4 * int64_t{model.context_length}) {
         return TooLong("chat", static_cast<int64_t>(sizes.messages), "messages", model);
       }
+      // A template may trim or drop text; no template of use drops most of it.
+      if (most_bytes > 0 && bytes > 4 * most_bytes) return TooLong("chat", bytes, "bytes", model);
       return absl::OkStatus();
     case PromptKind::kText:
       if (most_bytes > 0 && bytes > most_bytes) return TooLong("text", bytes, "bytes", model);

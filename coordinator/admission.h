@@ -23,6 +23,7 @@ inline constexpr int kMaxLogitBias = 1024;
 inline constexpr int kMaxChoices = 128;
 inline constexpr float kMaxRepetitionPenalty = 1000;
 inline constexpr int kMaxTools = 1024;
+inline constexpr int kMaxToolCalls = 16384;  // of all messages
 
 // What absent fields of a request become.
 struct SamplingDefaults {
@@ -58,6 +59,7 @@ struct RequestSizes {
   size_t stop_token_ids = 0;
   size_t logit_bias = 0;
   size_t messages = 0;
+  size_t tool_calls = 0;  // of all messages
   size_t tools = 0;
   size_t prompt_bytes = 0;  // of a text or a chat
   size_t prompt_tokens = 0;

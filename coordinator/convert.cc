@@ -32,8 +32,12 @@ void SizesOfChat(const v1::Chat& chat, RequestSizes* out) {
   out->messages = static_cast<size_t>(chat.messages_size());
   out->tools = static_cast<size_t>(chat.tools_size());
   for (const v1::ChatMessage& message : chat.messages()) {
-    out->prompt_bytes += message.content().size() + message.reasoning().size();
-    for (const v1::ToolCall& call : message.tool_calls()) out->prompt_bytes += call.arguments().size();
+    out->prompt_bytes += message.content().size() + message.reasoning().size() + message.role().size() +
+                         message.tool_call_id().size() + message.name().size();
+    out->tool_calls += static_cast<size_t>(message.tool_calls_size());
+    for (const v1::ToolCall& call : message.tool_calls()) {
+      out->prompt_bytes += call.id().size() + call.name().size() + call.arguments().size();
+    }
   }
   for (const std::string& tool : chat.tools()) out->prompt_bytes += tool.size();
   out->prompt_bytes += chat.template_kwargs().size();

@@ -11,6 +11,7 @@
 #include "base/status_macros.h"
 #include "base/strings.h"
 #include "coordinator/generation_config.h"
+#include "coordinator/text/utf8.h"
 
 namespace phalanx::coordinator {
 namespace {
@@ -139,7 +140,8 @@ void TakeTemplate(absl::StatusOr<std::string> source, LoadedModel* model) {
     limits.missing_template = absl::StrCat("has no chat template (", source.status().message(), ")");
     return;
   }
-  limits.chat_template = *source;
+  // GetModel sends it as a string: one that is not UTF-8 would make the whole answer unreadable.
+  if (ValidUtf8Prefix(*source) == source->size()) limits.chat_template = *source;
   if (auto parsed = ChatTemplate::Parse(*std::move(source)); parsed.ok()) {
     model->chat_template = *std::move(parsed);
     limits.has_chat_template = true;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 
 namespace phalanx::coordinator {
@@ -83,10 +84,15 @@ absl::StatusOr<std::vector<int32_t>> EncodeChat(const std::vector<Message>& chat
   render.variables = options.template_kwargs;
   render.date = options.date;
   render.system_prompt = PolicyOf(options.system_prompt);
-  PHX_ASSIGN_OR_RETURN(const RenderedChat rendered, chat_template.RenderChat(MessagesOf(chat), render));
+  const absl::StatusOr<RenderedChat> rendered = chat_template.RenderChat(MessagesOf(chat), render);
+  if (absl::IsResourceExhausted(rendered.status())) {
+    // To a client that code says "try again later", but this chat will never fit.
+    return absl::InvalidArgumentError(absl::StrCat("chat is too large: ", rendered.status().message()));
+  }
+  PHX_RETURN_IF_ERROR(rendered.status());
 
-  const std::string_view text = rendered.text;
-  const Origin origin(rendered.borders);
+  const std::string_view text = rendered->text;
+  const Origin origin(rendered->borders);
   std::vector<int32_t> ids;
   const auto encode = [&](size_t begin, size_t end, bool parse_special) -> absl::Status {
     if (begin == end) return absl::OkStatus();

@@ -199,6 +199,7 @@ TEST(CheckSizes, RefusesWhatNeedNotBeCopied) {
   bad([](auto* s) { s->stop_token_ids = 257; }, {"sampling.stop_token_ids", "257", "256"});
   bad([](auto* s) { s->logit_bias = 1025; }, {"sampling.logit_bias", "1025", "1024"});
   bad([](auto* s) { s->tools = 1025; }, {"chat.tools", "1025", "1024"});
+  bad([](auto* s) { s->tool_calls = 16385; }, {"tool_calls", "16385", "16384"});
   const auto prompt = [](PromptKind kind, size_t bytes, size_t tokens, size_t messages) {
     return [=](RequestSizes* s) {
       s->prompt = kind;
@@ -221,6 +222,7 @@ TEST(CheckSizes, RefusesWhatNeedNotBeCopied) {
                 s->stop_token_ids = 256;
                 s->logit_bias = 1024;
                 s->tools = 1024;
+                s->tool_calls = 16384;
               }).ok());
 }
 

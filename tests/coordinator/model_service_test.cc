@@ -148,5 +148,20 @@ TEST_F(ModelServiceTest, DescribesModels) {
   EXPECT_THAT(status.error_message(), HasSubstr("another, tiny"));
 }
 
+TEST_F(ModelServiceTest, DescribesAModelWhoseTemplateIsNotUtf8) {
+  StartServer();
+  TestModel model;
+  model.template_text = "a\xff{{ messages }}";
+  ASSERT_TRUE(Load(model).ok());
+  grpc::ClientContext context;
+  SetDeadline(&context);
+  v1::GetModelResponse response;
+  const grpc::Status status = inference_->GetModel(&context, {}, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();  // a client parses what it gets
+  EXPECT_EQ(response.model().chat_template(), "");
+  EXPECT_FALSE(response.model().has_chat_template());
+  EXPECT_THAT(response.model().detail(), HasSubstr("not valid UTF-8 at byte offset 1"));
+}
+
 }  // namespace
 }  // namespace phalanx::coordinator

@@ -60,6 +60,16 @@ TEST_F(PromptTest, TheTemplatesNamesAreTokensTheUsersAreText) {
   EXPECT_THAT(Encode(kPlain, ""), ElementsAreArray(Ids("{}{}")));
 }
 
+// Not RESOURCE_EXHAUSTED: clients try again after that.
+TEST_F(PromptTest, AChatThatIsTooMuchForItsTemplateIsRefused) {
+  const auto parsed =
+      ChatTemplate::Parse("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}");
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  const auto ids = EncodeChat({{"user", "x"}}, *parsed, *tokenizer_, names_);
+  EXPECT_EQ(ids.status().code(), absl::StatusCode::kInvalidArgument) << ids.status();
+  EXPECT_THAT(std::string(ids.status().message()), ::testing::HasSubstr("chat is too large"));
+}
+
 TEST_F(PromptTest, NoByteOfUsersIsSpecial) {
   EXPECT_THAT(Encode(kPlain, "\x02<|end|>\x03"), ElementsAreArray(Ids("{}\x02<|end|>\x03{}")));
 }

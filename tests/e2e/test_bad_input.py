@@ -54,6 +54,9 @@ LARGE = {
         field(4, field(1, b"\x05" * 8_000_000 + varint(tiny_gguf.VOCAB_SIZE))), "8000001 tokens, more than the context"),
     "30 MB of text": (field(3, b"x" * 30_000_000), "30000000 bytes, more than the context"),
     "30 MB of chat": (field(2, field(1, field(1, b"user") + field(2, b"x" * 30_000_000))), "more than the context"),
+    "a million calls of tools": (
+        field(2, field(1, field(1, b"assistant") + field(4, b"") * 1_000_000)), "1000000 tool calls"),
+    "30 MB of a name": (field(2, field(1, field(1, b"user") + field(6, b"x" * 30_000_000))), "more than the context"),
     "a million messages": (field(2, field(1, field(1, b"user")) * 1_000_000), "1000000 messages"),
     "30 MB of a request id": (TEXT + field(5, b"x" * 30_000_000), "request_id has 30000000 bytes"),
     "n of a thousand million": (TEXT + field(6, b"\x70" + varint(10**9)), "sampling.n is 1000000000"),
