@@ -23,11 +23,12 @@ constexpr size_t kInlineBytes = 4096;
 constexpr char kRetryAfterMs[] = "1000";
 
 size_t PromptBytes(const RequestFields& fields) {
+  constexpr size_t kEach = 64;  // what a message costs, whatever it holds
   size_t bytes = fields.text.size();
   for (const Message& message : fields.chat) {
-    bytes +=
-        message.content.size() + message.reasoning.size() + message.tool_call_id.size() + message.name.size();
-    for (const ToolCall& call : message.tool_calls) bytes += call.name.size() + call.arguments.size();
+    bytes += kEach + message.content.size() + message.reasoning.size() + message.tool_call_id.size() +
+             message.name.size();
+    for (const ToolCall& call : message.tool_calls) bytes += kEach + call.name.size() + call.arguments.size();
   }
   for (const std::string& tool : fields.chat_options.tools) bytes += tool.size();
   bytes += fields.chat_options.template_kwargs.size();

@@ -72,6 +72,17 @@ def test_large(cluster, name):
     assert cluster.client.generate(text="x", sampling={"max_tokens": 2}).code.name == "OK"
 
 
+def test_chats_of_many_empty_messages_do_not_hold_up_others(cluster):
+    call = cluster.client.channel.unary_stream(
+        "/phalanx.v1.Inference/Generate", request_serializer=lambda body: body, response_deserializer=lambda body: body)
+    body = field(2, field(1, field(1, b"user")) * 16384)
+    large = [call(body, timeout=60) for _ in range(32)]
+    chat = {"messages": [{"role": "user", "content": "x"}]}
+    assert cluster.client.generate(chat=chat, sampling={"max_tokens": 2}).code.name == "OK"
+    assert any(not one.done() for one in large)
+    assert {one.code().name for one in large} == {"INVALID_ARGUMENT"}
+
+
 def test_larger_than_a_message_may_be(cluster):
     code, details = send(cluster, field(3, b"x" * (33 << 20)))
     assert code == "RESOURCE_EXHAUSTED" and str(32 << 20) in details
