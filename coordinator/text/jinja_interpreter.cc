@@ -12,7 +12,7 @@ namespace {
 constexpr size_t kMaxOutputBytes = size_t{1} << 26;
 constexpr int64_t kStatementWork = 32;
 constexpr int64_t kTurnWork = 512;
-constexpr int kMaxDepth = 1500;
+constexpr int kMaxDepth = 600;
 
 }  // namespace
 
