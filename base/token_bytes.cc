@@ -26,6 +26,16 @@ enum TokenType : int64_t {
 
 }  // namespace
 
+bool LooksLikeMark(std::string_view name) {
+  for (const std::string_view bar : {std::string_view("|"), std::string_view("\uff5c")}) {
+    if (name.size() > 2 * bar.size() + 2 && name.front() == '<' && name.back() == '>' &&
+        name.substr(1, bar.size()) == bar && name.substr(name.size() - 1 - bar.size(), bar.size()) == bar) {
+      return true;
+    }
+  }
+  return false;
+}
+
 absl::StatusOr<TokenBytes> TokenBytesFromGguf(const GgufFile& file) {
   PHX_ASSIGN_OR_RETURN(const std::string_view model, file.GetString("tokenizer.ggml.model"));
   if (model != "gpt2") {

@@ -19,6 +19,11 @@ struct TokenBytes {
   std::vector<bool> is_control;    // [vocab_size]
 };
 
+// Whether `name` is written as the marks of turns and tools are: <|...|> or <｜...｜>. Some vocabularies
+// (DeepSeek's <｜User｜>) have them as added tokens that are not special: to be shown with the text, but not
+// for users to write.
+bool LooksLikeMark(std::string_view name);
+
 // Reads tokenizer.ggml.{model,tokens,token_type}. Unimplemented for a tokenizer model other than "gpt2"
 // (byte-level BPE); NotFound / InvalidArgument naming the key for missing or impossible entries.
 absl::StatusOr<TokenBytes> TokenBytesFromGguf(const GgufFile& file);

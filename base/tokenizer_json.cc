@@ -32,6 +32,7 @@ class Reader : public nlohmann::json_sax<json> {
 
   json Take() { return std::move(root_); }
   const std::string& error() const { return error_; }
+  bool seen_merges() const { return seen_merges_; }
 
   bool null() override { return Value(nullptr); }
   bool boolean(bool value) override { return Value(value); }
@@ -205,6 +206,9 @@ absl::StatusOr<json> ReadDocument(const std::string& path, TokenizerJson* out, b
   }
   json document = reader.Take();
   if (!document.is_object()) return absl::InvalidArgumentError(absl::StrCat(path, ": must be a JSON object"));
+  if (take_model && !reader.seen_merges() && document.value("model", json()).is_object()) {
+    document["model"]["merges"];  // null where it is missing: CheckModel tells
+  }
   return document;
 }
 
@@ -221,6 +225,12 @@ absl::Status CheckModel(const TokenizerJson& file) {
   if (file.vocab.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat(file.path, ": model.vocab must be an object that gives each token its id"));
+  }
+  if (const auto version = file.rest.find("version");
+      version != file.rest.end() && !version->is_null() && *version != "1.0") {
+    return absl::UnimplementedError(absl::StrCat(
+        file.path, ": version ", Quote(version->is_string() ? version->get<std::string>() : version->dump()),
+        " is not supported; supported is '1.0'"));
   }
   if (model->contains("merges")) {
     return absl::InvalidArgumentError(absl::StrCat(file.path, ": model.merges must be an array"));

@@ -54,7 +54,8 @@ class Origin {
 
 ControlNames::ControlNames(const TokenBytes& table) {
   for (size_t id = 0; id < table.bytes.size(); ++id) {
-    if (table.is_control[id] && !table.bytes[id].empty()) names_.push_back(table.bytes[id]);
+    const std::string& name = table.bytes[id];
+    if (!name.empty() && (table.is_control[id] || LooksLikeMark(name))) names_.push_back(name);
   }
   std::sort(names_.begin(), names_.end(), [](const std::string& a, const std::string& b) {
     if (a[0] != b[0]) return static_cast<uint8_t>(a[0]) < static_cast<uint8_t>(b[0]);

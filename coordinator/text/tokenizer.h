@@ -21,7 +21,8 @@ class Tokenizer {
 
   // The tokens of `text`, without a BOS. parse_special: the names of control tokens stand for those tokens;
   // else they are text like any other, which is how text from users must be encoded. Names of user-defined
-  // tokens always stand for them. Bytes that have no token in the vocabulary are left out unless it has an
+  // tokens always stand for them, unless they look like marks (LooksLikeMark): those are as control tokens
+  // here. Bytes that have no token in the vocabulary are left out unless it has an
   // unknown or byte tokens, as in Hugging Face's BPE. InvalidArgument naming the offset if `text` is not
   // UTF-8. O(n log n).
   virtual absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool parse_special) const = 0;

@@ -207,7 +207,7 @@ void ReadAdded(const TokenizerJson& file, BpeTokenizer::Parts* parts) {
     for (const TokenizerJson::AddedToken& token : file.added) {
       if (token.special != special) continue;
       const AddedTokens::Token entry = {.id = token.id,
-                                        .is_control = special,
+                                        .is_control = special || LooksLikeMark(token.content),
                                         .single_word = token.single_word,
                                         .lstrip = token.lstrip,
                                         .rstrip = token.rstrip};

@@ -63,7 +63,7 @@ absl::Status ReadVocabulary(const GgufFile& file, const TokenBytes& table, BpeTo
       if (BytesOfPiece(tokens[i])) parts->encoder.AddWord(table.bytes[i], id);
     } else if (types[i] == kControl || types[i] == kUnknown || types[i] == kUserDefined) {
       parts->added.Add(tokens[i], {.id = id,
-                                   .is_control = types[i] != kUserDefined,
+                                   .is_control = types[i] != kUserDefined || LooksLikeMark(tokens[i]),
                                    .single_word = false,
                                    .lstrip = false,
                                    .rstrip = false});

@@ -77,8 +77,11 @@ TEST_F(TokenizerJsonTest, NamesWhatIsWrong) {
   ExpectError(R"({"model": {"vocab": [1]}})", invalid, "model.vocab must be an object");
   ExpectError(R"({"model": {"vocab": {"a": 0}, "merges": {}}})", invalid, "model.merges must be an array");
   ExpectError(R"({"model": {"vocab": {"a": 0}, "merges": []}})", unimplemented, "decoder");
-  ExpectError(R"({"model": {"vocab": {"a": 0}}, "decoder": {"type": "Metaspace"}})", unimplemented,
-              "decoder 'Metaspace' is not supported");
+  ExpectError(R"({"model": {"vocab": {"a": 0}, "merges": []}, "decoder": {"type": "Metaspace"}})",
+              unimplemented, "decoder 'Metaspace' is not supported");
+  ExpectError(R"({"model": {"vocab": {"a": 0}}})", invalid, "model.merges must be an array");
+  ExpectError(R"({"version": "2.0", "model": {"vocab": {"a": 0}, "merges": []}})", unimplemented,
+              "version '2.0' is not supported");
   ExpectError(File("{}", "[]", "[]"), invalid, "model.vocab");
   ExpectError(File(R"({"a": -1})", "[]", "[]"), invalid, "model.vocab: 'a' must have a whole number");
   ExpectError(File(R"({"a": 1.5})", "[]", "[]"), invalid, "model.vocab: 'a' must have a whole number");

@@ -93,6 +93,16 @@ TEST_F(PromptTest, ANameWithAnyByteOfAUserIsText) {
               ElementsAreArray(Ids("a{}b<|end|>")));
 }
 
+TEST(ControlNamesTest, MarksThatAreNotSpecial) {
+  const ControlNames names(TokenBytes{{"<s>", "<\uff5cUser\uff5c>", "<|a|>", "<t>", "<|", "||>"},
+                                      {true, false, false, false, false, false}});
+  EXPECT_EQ(names.LengthAt("<s>", 0), 3u);
+  EXPECT_EQ(names.LengthAt("<\uff5cUser\uff5c>", 0), 12u);
+  EXPECT_EQ(names.LengthAt("<|a|>", 0), 5u);
+  EXPECT_EQ(names.LengthAt("<t>", 0), 0u);
+  EXPECT_EQ(names.LengthAt("<||>", 0), 0u);
+}
+
 TEST_F(PromptTest, ErrorsOfTheTemplateAreTold) {
   auto parsed = ChatTemplate::Parse("{{ raise_exception('no users') }}");
   ASSERT_TRUE(parsed.ok());

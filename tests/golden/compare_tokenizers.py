@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -30,6 +31,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from tokenizer_texts import make_texts  # noqa: E402
 
+MARK = re.compile(r"<(\|.+\||｜.+｜)>", re.DOTALL)
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -42,10 +44,15 @@ class HuggingFace:
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.name = "tokenizers"
+        # Where names are text, so are those that look like marks, special or not (LooksLikeMark in base/token_bytes.h).
+        file = json.loads(tokenizer.to_str())
+        for token in file["added_tokens"]:
+            token["special"] = token["special"] or MARK.fullmatch(token["content"]) is not None
+        self.as_text = Tokenizer.from_str(json.dumps(file))
+        self.as_text.encode_special_tokens = True
 
     def encode(self, text, special):
-        self.tokenizer.encode_special_tokens = not special
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return (self.tokenizer if special else self.as_text).encode(text, add_special_tokens=False).ids
 
     def decode(self, ids, keep):
         return self.tokenizer.decode(ids, skip_special_tokens=not keep)

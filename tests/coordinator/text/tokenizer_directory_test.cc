@@ -114,6 +114,20 @@ class TokenizerDirectoryTest : public ::testing::Test {
   json byte_level_, file_;
 };
 
+TEST_F(TokenizerDirectoryTest, MarksThatAreNotSpecialAreNotForUsers) {
+  json file = file_;
+  file["added_tokens"].push_back(Added(260, "<\uff5cUser\uff5c>", false));
+  file["added_tokens"].push_back(Added(261, "<|tool|>", false));
+  const auto made = Load(file);
+  ASSERT_TRUE(made.ok()) << made.status();
+  const Tokenizer& t = **made;
+  EXPECT_THAT(t.Encode("<\uff5cUser\uff5c><|tool|>", true).value(), ElementsAre(260, 261));
+  EXPECT_EQ(t.Encode("<\uff5cUser\uff5c>", false).value().size(), 12u);  // of bytes
+  EXPECT_EQ(t.Encode("<|tool|>", false).value().size(), 8u);
+  EXPECT_THAT(t.Encode("<t>", false).value(), ElementsAre(259));
+  EXPECT_EQ(Decode(t, {260, 261}, false), "<\uff5cUser\uff5c><|tool|>");
+}
+
 TEST_F(TokenizerDirectoryTest, Llama31Vectors) {
   ExpectVectors("tokenizers/llama3_1", "tokenizer_inputs.inp", "llama-bpe.new.out");
 }

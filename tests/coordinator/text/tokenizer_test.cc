@@ -82,6 +82,17 @@ TEST_F(TokenizerTest, NamesOfTokens) {
   EXPECT_EQ(t.Encode("a<think>a", false).value(), (Ids{2, 1, 2}));  // user-defined: always
 }
 
+TEST_F(TokenizerTest, UserDefinedMarksAreNotForUsers) {
+  Vocabulary v;
+  v.types[0] = v.types[11] = 4;  // <|end|> is a mark, <|end|>! is not
+  const auto tokenizer = Make(v);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ((*tokenizer)->Encode("a<|end|>b", true).value(), (Ids{2, 0, 3}));
+  EXPECT_EQ((*tokenizer)->Encode("<|end|>", false).value(), (Ids{12, 13, 14, 15, 16, 13, 17}));
+  EXPECT_EQ((*tokenizer)->Encode("<|end|>!", false).value(), (Ids{11}));
+  EXPECT_FALSE((*tokenizer)->token_bytes().is_control[0]);
+}
+
 TEST_F(TokenizerTest, InvalidUtf8) {
   const auto tokenizer = Make({});
   ASSERT_TRUE(tokenizer.ok());
