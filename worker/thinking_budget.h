@@ -7,8 +7,7 @@
 //
 //   S answers             nothing is decided any more.
 //   S is undecided        nothing is forced: the model has not opened its reasoning. With N <= 1 p may not
-//   hold
-//                         a closing mark: it would not be seen when the end is forced.
+//                         hold a closing mark: it would not be seen when the end is forced.
 //   S thinks, T < N       p is free; but where T + 1 = N it may not hold the closing mark, likewise.
 //   S thinks, T >= N      the tokens of the family's closing mark are forced at p, p+1, ..., and nothing is
 //                         decided after them. Unless the last bytes may be the beginning of a closing mark:
