@@ -25,17 +25,6 @@ inline constexpr float kMaxRepetitionPenalty = 1000;
 inline constexpr int kMaxTools = 1024;
 inline constexpr int kMaxToolCalls = 16384;  // of all messages
 
-// What absent fields of a request become.
-struct SamplingDefaults {
-  float temperature = 1;
-  int32_t top_k = 0;
-  float top_p = 1;
-  float min_p = 0;
-  float repetition_penalty = 1;
-  float presence_penalty = 0;
-  float frequency_penalty = 0;
-};
-
 // What admission needs to know of a model.
 struct ModelLimits {
   std::string name;

@@ -76,8 +76,8 @@ struct RequestFields {
   bool splits_reasoning() const { return split_reasoning.value_or(prompt == PromptKind::kChat); }
 };
 
-// Everything a token depends on besides the prompt; all defaults are resolved.
-struct Sampling {
+// What absent fields of a request become.
+struct SamplingDefaults {
   float temperature = 1;
   int32_t top_k = 0;
   float top_p = 1;
@@ -85,6 +85,10 @@ struct Sampling {
   float repetition_penalty = 1;
   float presence_penalty = 0;
   float frequency_penalty = 0;
+};
+
+// Everything a token depends on besides the prompt; all defaults are resolved.
+struct Sampling : SamplingDefaults {
   std::vector<std::pair<int32_t, float>> logit_bias;  // ids rising
   uint64_t seed = 0;
   int32_t n = 1;
