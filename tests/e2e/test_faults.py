@@ -52,8 +52,9 @@ def test_lost_worker(cluster, rank, fault):
     assert refused.code.name == "UNAVAILABLE"
     assert "1 of 2 workers" in refused.details and victim in refused.details, refused.details
     assert victim in cluster.phalanx("status").stdout
-    lost = cluster.worker(victim)
-    assert cluster.client.worker_state(lost) == "LOST" and lost.detail
+    # Its neighbour may have reported it before its own heartbeat ran out.
+    wait_for(lambda: cluster.client.worker_state(cluster.worker(victim)) == "LOST" and cluster.worker(victim).detail,
+             FAULT_SECONDS, lambda: f"{victim} is lost: {cluster.worker(victim)}")
 
     cluster.start_worker("spare")
     cluster.wait_state("READY")
