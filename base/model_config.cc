@@ -86,6 +86,8 @@ absl::Status ReadRope(const GgufFile& file, const Keys& keys, ModelConfig& confi
   PHX_RETURN_IF_ERROR(keys.Neutral("rope.scale_linear", 1));
   PHX_RETURN_IF_ERROR(keys.Neutral("rope.scaling.attn_factor", 1));
   RopeConfig rope;
+  // Converters permute queries and keys of this architecture so that neighbouring channels rotate.
+  rope.interleaved = config.architecture == "llama";
   rope.rotary_dim = config.key_dim;
   PHX_RETURN_IF_ERROR(keys.OptionalSize("rope.dimension_count", config.key_dim, &rope.rotary_dim));
   if (rope.rotary_dim % 2 != 0) {

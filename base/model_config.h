@@ -15,8 +15,7 @@ namespace phalanx {
 struct RopeConfig {
   double theta = 10000;
   int rotary_dim = 0;  // channels of a head that rotate; the rest pass through
-  // Pairs (2i, 2i+1) instead of (i, i + rotary_dim/2). No key of a GGUF file: the architecture's model sets
-  // it.
+  // Pairs (2i, 2i+1) instead of (i, i + rotary_dim/2): how the rows of queries and keys lie in the files.
   bool interleaved = false;
   // Per-frequency divisors [rotary_dim / 2] of the table; empty means 1.
   std::vector<float> freq_factors;

@@ -66,7 +66,20 @@ void DequantizeRow(DType dtype, const void* row, int64_t begin, int64_t end, flo
                   for (int j = first; j < last; ++j) *o++ = d * static_cast<float>(Nibble(b + 4, j)) + m;
                 });
       return;
+    case DType::kQ4_K:
+    case DType::kQ5_K:
+    case DType::kQ6_K:
+    case DType::kF8E4M3:
+    case DType::kAwq:
+    case DType::kGptq:
+      return;  // no file reader gives these yet
   }
+}
+
+void DequantizeRow(const WeightSource& source, int64_t row, int64_t begin, int64_t end, float* out) {
+  const int64_t row_bytes = RowBytes(source.dtype, source.cols);
+  const auto* bytes = static_cast<const uint8_t*>(source.data) + (source.first_row + row) * row_bytes;
+  DequantizeRow(source.dtype, bytes, begin, end, out);
 }
 
 }  // namespace phalanx

@@ -47,13 +47,47 @@ class Buffer {
 
 // ---- Weights ------------------------------------------------------------------------------------
 
-// A matrix [rows, cols] as it lies in a file: row-major in `dtype`, blocks along cols. Host memory (a
-// mapping).
-struct WeightSource {
+// Factors of a stored FP8 matrix: element (r, c) is multiplied by data[r / block_rows * stride + c /
+// block_cols], in fp32 and rounded once.
+struct WeightScales {
   const void* data = nullptr;
+  DType dtype = DType::kF32;  // F32, BF16 or F16
+  int64_t block_rows = 0;
+  int64_t block_cols = 0;
+  int64_t stride = 0;  // elements between rows of blocks
+};
+
+// Groups of a stored 4-bit matrix: element (r, c) is (q - zero) * scale of r and of the group of c, made as
+// kernels/dequantize.h says.
+struct WeightGroups {
+  const void* scales = nullptr;  // [groups, stored rows]
+  DType scales_dtype = DType::kF16;
+  const int32_t* zeros = nullptr;     // [groups, stored rows / 8], packed like the matrix (GPTQ: in order)
+  int zero_offset = 0;                // added to a zero: 1 for GPTQ's first format
+  const int32_t* group_of = nullptr;  // [cols]; null: c / group_size
+  int64_t group_size = 0;
+};
+
+// A matrix [rows, cols] as it lies in a file: row-major in `dtype`, blocks along cols. Host memory (a
+// mapping). kAwq and kGptq lie transposed: words [cols, stored_rows / 8] of 8 rows in the order 0, 2, 4, 6,
+// 1, 3, 5, 7 from the low bits, or words [cols / 8, stored_rows] of 8 columns in order.
+struct WeightSource {
+  const void* data = nullptr;  // of the whole stored matrix
   DType dtype = DType::kF32;
   int64_t rows = 0;
   int64_t cols = 0;
+  int64_t first_row = 0;     // in the stored matrix: this is a run of its rows
+  int64_t stored_rows = 0;   // of kAwq and kGptq
+  WeightScales scales = {};  // of kF8E4M3
+  WeightGroups groups = {};  // of kAwq and kGptq
+
+  // Rows [range.begin, range.end) of this matrix.
+  WeightSource Rows(Range range) const {
+    WeightSource part = *this;
+    part.first_row += range.begin;
+    part.rows = range.size();
+    return part;
+  }
 };
 
 struct WeightPiece {

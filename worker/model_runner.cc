@@ -127,9 +127,9 @@ class Staging {
 
 }  // namespace
 
-std::string Fingerprint(const GgufFile& file, const OpsInfo& info, int num_shards) {
+std::string Fingerprint(const Checkpoint& checkpoint, const OpsInfo& info, int num_shards) {
   return absl::StrFormat("weights=%016x dtype=%s kv=%s backend=%s isa=%s kernels=%d models=%d shards=%d",
-                         file.ContentHash(), ToAbsl(DTypeName(info.weight_dtype)),
+                         checkpoint.ContentHash(), ToAbsl(DTypeName(info.weight_dtype)),
                          ToAbsl(DTypeName(info.kv_dtype)), info.backend, info.instruction_set,
                          info.kernel_version, kModelVersion, num_shards);
 }
@@ -167,7 +167,7 @@ struct ModelRunner::Impl {
   std::vector<int32_t> host_top_ids;
   absl::Status dead;  // the first error
 
-  absl::Status Load(const GgufFile& file, RankReport* report);
+  absl::Status Load(const Checkpoint& checkpoint, RankReport* report);
   absl::Status AllocateBuffers();
   absl::Status CheckRow(const PlanRow& row, const std::vector<int32_t>* table, int64_t last_logits) const;
   absl::Status BuildBatch(const StepPlan& step);
@@ -185,9 +185,9 @@ struct ModelRunner::Impl {
   }
 };
 
-absl::Status ModelRunner::Impl::Load(const GgufFile& file, RankReport* report) {
+absl::Status ModelRunner::Impl::Load(const Checkpoint& checkpoint, RankReport* report) {
   PHX_RETURN_IF_ERROR(ValidateOptions(config, options));
-  PHX_ASSIGN_OR_RETURN(model, CreateModel({.file = &file,
+  PHX_ASSIGN_OR_RETURN(model, CreateModel({.checkpoint = &checkpoint,
                                            .config = &config,
                                            .plan = &plan,
                                            .rank = rank,
@@ -377,7 +377,7 @@ absl::Status ModelRunner::Impl::ReadLogprobs(const std::vector<SampleRow>& sampl
 ModelRunner::ModelRunner(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 ModelRunner::~ModelRunner() = default;
 
-absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const GgufFile& file,
+absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& checkpoint,
                                                                  const ModelConfig& config,
                                                                  const ShardPlan& plan, int rank, Ops* ops,
                                                                  Collective* collective,
@@ -397,12 +397,12 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const GgufFile&
   if (impl->options.context_length == 0) impl->options.context_length = config.context_length;
 
   RankReport report;
-  PutText(Fingerprint(file, ops->info(), plan.num_shards), report.fingerprint);
+  PutText(Fingerprint(checkpoint, ops->info(), plan.num_shards), report.fingerprint);
   PutText(absl::StrFormat("max_tokens_per_step=%d max_logits_per_step=%d context_length=%d block_size=%d",
                           impl->options.max_tokens_per_step, impl->options.max_logits_per_step,
                           impl->options.context_length, impl->options.block_size),
           report.options);
-  const absl::Status loaded = impl->Load(file, &report);
+  const absl::Status loaded = impl->Load(checkpoint, &report);
   PHX_ASSIGN_OR_RETURN(const std::vector<RankReport> reports, ExchangeReports(collective, loaded, report));
   PHX_RETURN_IF_ERROR(ExpectAlike(reports, &RankReport::fingerprint, "fingerprint"));
   PHX_RETURN_IF_ERROR(ExpectAlike(reports, &RankReport::options, "set of options"));

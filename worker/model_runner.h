@@ -11,10 +11,10 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "base/gguf.h"
 #include "base/model_config.h"
 #include "base/shard_plan.h"
 #include "kernels/ops.h"
+#include "worker/checkpoint.h"
 #include "worker/collective/collective.h"
 #include "worker/scheduler.h"
 #include "worker/step_plan.h"
@@ -35,7 +35,7 @@ struct ModelRunnerOptions {
 // Everything that this group's tokens depend on, beside the request (invariant 3 of the design): weights
 // hash, types, backend, instruction set, versions, number of shards; not the number of ranks. One line
 // without spaces at its ends; equal strings mean equal bits.
-std::string Fingerprint(const GgufFile& file, const OpsInfo& info, int num_shards);
+std::string Fingerprint(const Checkpoint& checkpoint, const OpsInfo& info, int num_shards);
 
 // What CollectiveOptions must allow for a runner with these options.
 struct CollectiveNeeds {
@@ -51,9 +51,9 @@ class ModelRunner : public StepRunner {
   // and makes the KV cache. The objects outlive the runner. Errors name the tensor, key or limit:
   // FailedPrecondition where two ranks differ in fingerprint or options, naming both; a rank that fails tells
   // the others, who fail naming it.
-  static absl::StatusOr<std::unique_ptr<ModelRunner>> Create(const GgufFile& file, const ModelConfig& config,
-                                                             const ShardPlan& plan, int rank, Ops* ops,
-                                                             Collective* collective,
+  static absl::StatusOr<std::unique_ptr<ModelRunner>> Create(const Checkpoint& checkpoint,
+                                                             const ModelConfig& config, const ShardPlan& plan,
+                                                             int rank, Ops* ops, Collective* collective,
                                                              const ModelRunnerOptions& options);
   ~ModelRunner() override;
 

@@ -15,11 +15,11 @@ namespace {
 // Prompt log-probabilities ask for many logits rows; more than this a step would cost memory for nothing.
 constexpr int kMinLogitsPerStep = 128;
 // What this rank's packed weights will about take.
-int64_t EstimateWeightBytes(const GgufFile& file, DType packed, int num_ranks) {
+int64_t EstimateWeightBytes(const Checkpoint& checkpoint, DType packed, int num_ranks) {
   int64_t bytes = 0;
-  for (const GgufTensor& tensor : file.tensors()) {
+  for (const StoredTensor& tensor : checkpoint.tensors()) {
     int64_t elements = 1;
-    for (int64_t dim : tensor.dims) elements *= dim;
+    for (int64_t dim : tensor.shape) elements *= dim;
     bytes += RowBytes(packed, elements);
   }
   return bytes / num_ranks;
@@ -37,21 +37,22 @@ absl::StatusOr<int64_t> ContextLength(const RankSpec& spec, const ModelConfig& c
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<const TokenBytes>> LoadTokenBytes(const GgufFile& file,
+absl::StatusOr<std::shared_ptr<const TokenBytes>> LoadTokenBytes(const std::string& path,
+                                                                 const GgufFile* gguf,
                                                                  const std::string& tokenizer,
                                                                  int64_t vocab_size) {
-  absl::StatusOr<TokenBytes> bytes =
-      tokenizer.empty() ? TokenBytesFromGguf(file) : TokenBytesFromTokenizerJson(tokenizer);
+  absl::StatusOr<TokenBytes> bytes = !tokenizer.empty() ? TokenBytesFromTokenizerJson(tokenizer)
+                                     : gguf != nullptr  ? TokenBytesFromGguf(*gguf)
+                                                        : TokenBytesFromTokenizerJson(path);
   if (!bytes.ok() && !tokenizer.empty()) return bytes.status();
   if (!bytes.ok()) {
     spdlog::warn("no budgets of reasoning tokens: {}", bytes.status().ToString());
     return nullptr;
   }
   if (static_cast<int64_t>(bytes->bytes.size()) > vocab_size) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the tokenizer of ", tokenizer.empty() ? file.path() : tokenizer, " has ",
-                     bytes->bytes.size(), " tokens, but the vocabulary of ", file.path(), " has ", vocab_size,
-                     "; it must have as many or more"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the tokenizer of ", tokenizer.empty() ? path : tokenizer, " has ", bytes->bytes.size(),
+        " tokens, but the vocabulary of ", path, " has ", vocab_size, "; it must have as many or more"));
   }
   bytes->bytes.resize(vocab_size);
   bytes->is_control.resize(vocab_size, true);
@@ -62,13 +63,13 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
                                                      const std::function<bool()>& cancelled,
                                                      const std::function<void(Collective*)>& on_collective) {
   auto rank = std::make_unique<LoadedRank>();
-  PHX_ASSIGN_OR_RETURN(rank->file, GgufFile::Open(spec.path));
-  PHX_ASSIGN_OR_RETURN(rank->config, ModelConfigFromGguf(*rank->file));
+  PHX_ASSIGN_OR_RETURN(rank->checkpoint, Checkpoint::Open(spec.path));
+  rank->config = rank->checkpoint->config();
   PHX_ASSIGN_OR_RETURN(rank->plan, MakeShardPlan(rank->config, spec.num_shards, spec.num_ranks));
   PHX_ASSIGN_OR_RETURN(rank->options.context_length, ContextLength(spec, rank->config));
   if (spec.rank == 0) {
-    PHX_ASSIGN_OR_RETURN(rank->token_bytes,
-                         LoadTokenBytes(*rank->file, spec.tokenizer, rank->config.vocab_size));
+    PHX_ASSIGN_OR_RETURN(rank->token_bytes, LoadTokenBytes(spec.path, rank->checkpoint->gguf(),
+                                                           spec.tokenizer, rank->config.vocab_size));
   }
   const HostResources host = ReadHostResources();
   OpsOptions ops_options;
@@ -77,10 +78,10 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   ops_options.num_threads =
       config.threads > 0 ? config.threads : std::max(1, host.cpus / spec.workers_on_host);
   PHX_ASSIGN_OR_RETURN(rank->ops, CreateOps(ops_options));
-  rank->fingerprint = Fingerprint(*rank->file, rank->ops->info(), spec.num_shards);
+  rank->fingerprint = Fingerprint(*rank->checkpoint, rank->ops->info(), spec.num_shards);
 
   const int64_t weight_bytes =
-      EstimateWeightBytes(*rank->file, rank->ops->info().weight_dtype, spec.num_ranks);
+      EstimateWeightBytes(*rank->checkpoint, rank->ops->info().weight_dtype, spec.num_ranks);
   ModelRunnerOptions& options = rank->options;
   options.max_tokens_per_step = config.max_tokens_per_step;
   options.max_logits_per_step = std::max(kMinLogitsPerStep, config.max_sequences);
@@ -110,8 +111,9 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   PHX_ASSIGN_OR_RETURN(rank->collective, CreateCollective(spec.collective, collective));
   on_collective(rank->collective.get());
 
-  absl::StatusOr<std::unique_ptr<ModelRunner>> runner = ModelRunner::Create(
-      *rank->file, rank->config, rank->plan, spec.rank, rank->ops.get(), rank->collective.get(), options);
+  absl::StatusOr<std::unique_ptr<ModelRunner>> runner =
+      ModelRunner::Create(*rank->checkpoint, rank->config, rank->plan, spec.rank, rank->ops.get(),
+                          rank->collective.get(), options);
   if (!runner.ok()) {
     on_collective(nullptr);
     return runner.status();

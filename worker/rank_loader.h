@@ -13,6 +13,7 @@
 #include "base/shard_plan.h"
 #include "base/token_bytes.h"
 #include "kernels/ops.h"
+#include "worker/checkpoint.h"
 #include "worker/collective/collective.h"
 #include "worker/config.h"
 #include "worker/model_runner.h"
@@ -20,7 +21,7 @@
 namespace phalanx {
 
 struct RankSpec {
-  std::string path;       // of the GGUF file
+  std::string path;       // of the GGUF file or the Hugging Face directory
   std::string tokenizer;  // a folder with tokenizer.json in place of the file's own; "": none
   int rank = 0;
   int num_ranks = 1;
@@ -34,7 +35,7 @@ struct RankSpec {
 
 // Members are freed in reverse order: the runner first.
 struct LoadedRank {
-  std::unique_ptr<GgufFile> file;
+  std::unique_ptr<Checkpoint> checkpoint;
   ModelConfig config;
   ShardPlan plan;
   std::unique_ptr<Ops> ops;
@@ -47,11 +48,12 @@ struct LoadedRank {
   std::shared_ptr<const TokenBytes> token_bytes;
 };
 
-// The bytes of a model's tokens, from `tokenizer` where it is given, else from the file: [vocab_size], ids
-// without a token being control tokens without bytes. InvalidArgument naming both numbers for a tokenizer
-// with more tokens than the model; any error of a folder that is given. Null, and a warning, where the file's
-// own tokenizer cannot be read.
-absl::StatusOr<std::shared_ptr<const TokenBytes>> LoadTokenBytes(const GgufFile& file,
+// The bytes of a model's tokens, from the folder `tokenizer` where it is given, else from `gguf`, else from
+// the model's own folder `path`: [vocab_size], ids without a token being control tokens without bytes.
+// InvalidArgument naming both numbers for a tokenizer with more tokens than the model; any error of a folder
+// that is given. Null, and a warning, where the file's own tokenizer cannot be read.
+absl::StatusOr<std::shared_ptr<const TokenBytes>> LoadTokenBytes(const std::string& path,
+                                                                 const GgufFile* gguf,
                                                                  const std::string& tokenizer,
                                                                  int64_t vocab_size);
 

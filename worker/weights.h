@@ -1,10 +1,10 @@
-// Finds a model's tensors in its file, and frees the pages of those that were packed.
+// Finds a model's tensors in its files, and frees the pages of those that were packed.
 //
 // A model first names every tensor it wants, with its shape; Finish() then says in one error all that is
 // wrong, so that a file made by another tool is understood at the first try:
 //
-//   TensorFinder tensors(file);
-//   WeightSource up = tensors.Matrix("blk.0.ffn_up.weight", ffn_size, hidden_size);
+//   TensorFinder tensors(checkpoint);
+//   WeightSource up = tensors.Matrix("model.layers.0.mlp.up_proj", ffn_size, hidden_size);
 //   ...
 //   PHX_RETURN_IF_ERROR(tensors.Finish());   // only now may the sources be used
 #pragma once
@@ -16,38 +16,41 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "base/gguf.h"
 #include "kernels/ops.h"
+#include "worker/checkpoint.h"
 
 namespace phalanx {
 
 class TensorFinder {
  public:
-  explicit TensorFinder(const GgufFile& file) : file_(file) {}
+  explicit TensorFinder(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
 
-  // A matrix [rows, cols] of any type that the file reader knows.
+  // The matrix [rows, cols] of the module `name`, in any of the ways in which files hold one: `name`.weight
+  // of a plain or block type, or the tensors of a quantised matrix.
   WeightSource Matrix(std::string_view name, int64_t rows, int64_t cols);
-  // [size] F32, into the mapping.
-  const float* Vector(std::string_view name, int64_t size);
-  // Null where the file has no such tensor.
-  const float* OptionalVector(std::string_view name, int64_t size);
-  // The file may hold this tensor; somebody else reads it.
-  void Allow(std::string_view name) { wanted_.emplace(name); }
+  // [size], as fp32: `name` is whole, with its ".weight" or ".bias".
+  std::vector<float> Vector(std::string_view name, int64_t size);
+  // Empty where there is no such tensor.
+  std::vector<float> OptionalVector(std::string_view name, int64_t size);
+  bool Has(std::string_view name) const;
+  // There may be this tensor; somebody else reads it. By the file's own name; `prefix` of it.
+  void Allow(std::string_view prefix) { allowed_.emplace_back(prefix); }
 
   // InvalidArgument naming every tensor that is missing, misshapen or not known to the model.
   absl::Status Finish() const;
 
  private:
-  const GgufTensor* Find(std::string_view name, const std::vector<int64_t>& dims, bool optional);
+  // `slices` gets what Locate says.
+  const StoredTensor* Find(std::string_view hf_name, const std::vector<int64_t>& shape, int64_t* slice);
 
-  const GgufFile& file_;
+  const Checkpoint& checkpoint_;
   std::set<std::string, std::less<>> wanted_;
+  std::vector<std::string> allowed_;
   std::vector<std::string> problems_;
 };
 
-// Rows `rows` of a mapped tensor are packed: the process gives its pages back (they are read again from the
-// file if somebody touches them), so that loading does not hold the weights twice. `source` is part of a
-// GgufFile.
+// Rows of a mapped matrix are packed: the process gives its pages back (they are read again from the file if
+// somebody touches them), so that loading does not hold the weights twice. `source` is part of a Checkpoint.
 void ReleasePages(const WeightSource& source, Range rows);
 
 }  // namespace phalanx

@@ -53,11 +53,9 @@ void CpuWeight::PackPanel(const PackWeightParams& p, int panel, float* scratch) 
   for (const WeightPiece& piece : p.pieces) {
     const int64_t begin = std::max(first, piece_begin);
     const int64_t end = std::min(first + kPanel, piece_begin + piece.rows.size());
-    const int64_t row_bytes = RowBytes(piece.source.dtype, piece.source.cols);
     for (int64_t n = begin; n < end; ++n) {
       const int64_t row = piece.rows.begin + n - piece_begin;
-      DequantizeRow(piece.source.dtype, static_cast<const char*>(piece.source.data) + row * row_bytes,
-                    p.cols.begin, p.cols.end, scratch + (n - first) * k_);
+      DequantizeRow(piece.source, row, p.cols.begin, p.cols.end, scratch + (n - first) * k_);
     }
     piece_begin += piece.rows.size();
   }

@@ -100,10 +100,8 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> ReferenceOps::PackWeight(const Pac
   weight->values.resize(static_cast<size_t>(weight->n_ * weight->k_));
   float* out = weight->values.data();
   for (const WeightPiece& piece : p.pieces) {
-    const int64_t row_bytes = RowBytes(piece.source.dtype, piece.source.cols);
     for (int64_t r = piece.rows.begin; r < piece.rows.end; ++r, out += weight->k_) {
-      DequantizeRow(piece.source.dtype, static_cast<const char*>(piece.source.data) + r * row_bytes,
-                    p.cols.begin, p.cols.end, out);
+      DequantizeRow(piece.source, r, p.cols.begin, p.cols.end, out);
     }
   }
   if (info_.weight_dtype == DType::kBF16) {
@@ -157,7 +155,6 @@ absl::Status ReferenceOps::Synchronize(int64_t) { return absl::OkStatus(); }
 absl::Status ReferenceOps::Embed(const EmbedParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
   PHX_RETURN_IF_ERROR(CheckHostContents(p));
-  const int64_t row_bytes = RowBytes(p.table.dtype, p.table.cols);
   for (int64_t t = 0; t < p.x.rows; ++t) {
     const bool literal = p.from_sampled == nullptr || p.from_sampled[t] == -1;
     const int64_t id = literal ? p.token_ids[t] : p.sampled[p.from_sampled[t]];
@@ -165,8 +162,7 @@ absl::Status ReferenceOps::Embed(const EmbedParams& p) {
       std::fill_n(RowOf(p.x, t), p.x.cols, 0.0f);
       continue;
     }
-    DequantizeRow(p.table.dtype, static_cast<const char*>(p.table.data) + id * row_bytes, 0, p.table.cols,
-                  RowOf(p.x, t));
+    DequantizeRow(p.table, id, 0, p.table.cols, RowOf(p.x, t));
   }
   return absl::OkStatus();
 }

@@ -253,20 +253,20 @@ class Report {
   nlohmann::json json_;
 };
 
-std::unique_ptr<GgufFile> OpenModel(const Flags& flags) {
+std::unique_ptr<Checkpoint> OpenModel(const Flags& flags) {
   if (flags.model.empty()) {
     TinyModelOptions options;
     options.context = 4096;
     return OpenTinyModel(options);
   }
-  absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(flags.model);
+  absl::StatusOr<std::unique_ptr<Checkpoint>> file = Checkpoint::Open(flags.model);
   if (!file.ok()) Fail(file.status().ToString());
   return *std::move(file);
 }
 
 int Main(int argc, char** argv) {
   const Flags flags = ParseFlags(argc, argv);
-  const std::unique_ptr<GgufFile> file = OpenModel(flags);
+  const std::unique_ptr<Checkpoint> file = OpenModel(flags);
   const int max_batch = *std::max_element(flags.batches.begin(), flags.batches.end());
   const int longest = std::max(flags.prompt + flags.steps + 1, kPrefill);
   TestGroupOptions options;

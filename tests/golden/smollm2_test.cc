@@ -25,7 +25,7 @@ constexpr int kChunk = 128;
 
 struct Golden {
   nlohmann::json reference;
-  std::unique_ptr<GgufFile> file;
+  std::unique_ptr<Checkpoint> file;
   std::string missing;  // why the test cannot run
 };
 
@@ -41,7 +41,7 @@ const Golden& Data() {
       golden->missing = MissingTestData(name);
       return golden;
     }
-    absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(*path);
+    absl::StatusOr<std::unique_ptr<Checkpoint>> file = Checkpoint::Open(*path);
     EXPECT_TRUE(file.ok()) << file.status();
     if (file.ok()) golden->file = *std::move(file);
     return golden;

@@ -63,7 +63,7 @@ std::vector<int32_t> AllOffsets(int64_t n) {
 
 class Property {
  public:
-  Property(const GgufFile& file, OpsOptions ops) : file_(file) {
+  Property(const Checkpoint& file, OpsOptions ops) : file_(file) {
     options_.ops = std::move(ops);
     options_.runner = {.max_tokens_per_step = kMaxTokens,
                        .max_logits_per_step = kMaxTokens,
@@ -195,7 +195,7 @@ class Property {
     return std::string();
   }
 
-  const GgufFile& file_;
+  const Checkpoint& file_;
   TestGroupOptions options_;
   std::mt19937 random_{7};
   std::vector<Sequence> sequences_;

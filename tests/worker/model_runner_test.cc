@@ -38,7 +38,7 @@ TestGroupOptions Options(int num_ranks = 1) {
   return options;
 }
 
-std::unique_ptr<TestGroup> MakeGroup(const GgufFile& file, const TestGroupOptions& options) {
+std::unique_ptr<TestGroup> MakeGroup(const Checkpoint& file, const TestGroupOptions& options) {
   absl::StatusOr<std::unique_ptr<TestGroup>> group = TestGroup::Create(file, options);
   EXPECT_TRUE(group.ok()) << group.status();
   return group.ok() ? *std::move(group) : nullptr;
@@ -112,7 +112,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, ModelTest,
 class ModelRunnerTest : public testing::Test {
  protected:
   TinyModelOptions model_;
-  std::unique_ptr<GgufFile> file_ = OpenTinyModel(model_);
+  std::unique_ptr<Checkpoint> file_ = OpenTinyModel(model_);
 };
 
 TEST_F(ModelRunnerTest, AReferenceToASampledIdIsThatId) {

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "base/gguf.h"
 #include "kernels/dequantize.h"
 #include "tests/worker/tiny_model.h"
 
@@ -18,7 +17,7 @@ using Rows = std::vector<std::vector<double>>;
 
 class PlainLlama {
  public:
-  explicit PlainLlama(const GgufFile& file, const TinyModelOptions& options) : file_(file), o_(options) {}
+  explicit PlainLlama(const Checkpoint& file, const TinyModelOptions& options) : file_(file), o_(options) {}
 
   Rows Logits(const std::vector<int32_t>& tokens) const {
     Rows x;
@@ -44,14 +43,14 @@ class PlainLlama {
 
  private:
   Rows Tensor(const std::string& name) const {
-    const GgufTensor* tensor = file_.FindTensor(name);
+    const StoredTensor* tensor = file_.FindTensor(name);
     if (tensor == nullptr) return {};
-    const int64_t cols = tensor->dims[0];
-    const int64_t rows = tensor->dims.size() > 1 ? tensor->dims[1] : 1;
+    const int64_t cols = tensor->shape.back();
+    const int64_t rows = tensor->shape.size() > 1 ? tensor->shape[0] : 1;
     Rows out;
     std::vector<float> row(cols);
     for (int64_t r = 0; r < rows; ++r) {
-      DequantizeRow(tensor->dtype, tensor->data + r * RowBytes(tensor->dtype, cols), 0, cols, row.data());
+      DequantizeRow(*tensor->dtype, tensor->data + r * RowBytes(*tensor->dtype, cols), 0, cols, row.data());
       out.emplace_back(row.begin(), row.end());
     }
     return out;
@@ -119,7 +118,7 @@ class PlainLlama {
     return out;
   }
 
-  const GgufFile& file_;
+  const Checkpoint& file_;
   const TinyModelOptions o_;
 };
 

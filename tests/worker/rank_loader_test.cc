@@ -39,7 +39,7 @@ class LoadTokenBytesTest : public ::testing::Test {
 
 TEST_F(LoadTokenBytesTest, IdsWithoutATokenHaveNoBytes) {
   const auto file = File("gpt2");
-  const auto tokens = LoadTokenBytes(*file, "", 5);
+  const auto tokens = LoadTokenBytes(file->path(), file.get(), "", 5);
   ASSERT_TRUE(tokens.ok()) << tokens.status();
   ASSERT_NE(*tokens, nullptr);
   EXPECT_THAT((*tokens)->bytes, ::testing::ElementsAre("<eos>", "a", " b", "", ""));
@@ -62,16 +62,17 @@ TEST_F(LoadTokenBytesTest, AFileWithATokenizerOfAnotherKindServesWithoutIt) {
 
 TEST_F(LoadTokenBytesTest, AFolderThatIsGivenGoesFirstAndMustBeReadable) {
   const auto file = File("gpt2");
-  const absl::Status status = LoadTokenBytes(*file, folder_, 5).status();
+  const absl::Status status = LoadTokenBytes(file->path(), file.get(), folder_, 5).status();
   EXPECT_FALSE(status.ok());
   EXPECT_THAT(std::string(status.message()), HasSubstr(folder_));
   std::ofstream(folder_ + "/tokenizer.json")
       << R"({"added_tokens": [], "decoder": {"type": "ByteLevel"}, "model": {"type": "BPE", "vocab": {"x": 0, "y": 1, )"
       << R"("xy": 2, "z": 3}, "merges": ["x y"]}})";
-  const auto tokens = LoadTokenBytes(*file, folder_, 4);
+  const auto tokens = LoadTokenBytes(file->path(), file.get(), folder_, 4);
   ASSERT_TRUE(tokens.ok()) << tokens.status();
   EXPECT_THAT((*tokens)->bytes, ::testing::ElementsAre("x", "y", "xy", "z"));
-  EXPECT_EQ(LoadTokenBytes(*file, folder_, 3).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(LoadTokenBytes(file->path(), file.get(), folder_, 3).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

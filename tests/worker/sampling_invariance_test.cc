@@ -39,7 +39,7 @@ TestGroupOptions GroupOptions(const std::string& rung, int num_ranks) {
   return o;
 }
 
-std::map<uint64_t, DrivenRequest> RunModel(const GgufFile& file, const TestGroupOptions& group_options,
+std::map<uint64_t, DrivenRequest> RunModel(const Checkpoint& file, const TestGroupOptions& group_options,
                                            const std::vector<SequenceRequest>& requests, bool ahead) {
   auto group = TestGroup::Create(file, group_options);
   PHX_CHECK(group.ok(), group.status().ToString());

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "base/gguf.h"
 #include "base/model_config.h"
 #include "base/shard_plan.h"
 #include "base/status_macros.h"
@@ -35,10 +34,10 @@ struct TestGroupOptions {
 
 class TestGroup {
  public:
-  static absl::StatusOr<std::unique_ptr<TestGroup>> Create(const GgufFile& file,
+  static absl::StatusOr<std::unique_ptr<TestGroup>> Create(const Checkpoint& checkpoint,
                                                            const TestGroupOptions& options) {
     auto group = std::unique_ptr<TestGroup>(new TestGroup());
-    PHX_ASSIGN_OR_RETURN(group->config_, ModelConfigFromGguf(file));
+    group->config_ = checkpoint.config();
     PHX_ASSIGN_OR_RETURN(group->plan_, MakeShardPlan(group->config_, options.num_shards, options.num_ranks));
     const CollectiveNeeds needs = CollectiveNeedsOf(group->config_, group->plan_, options.runner);
     CollectiveOptions collective;
@@ -62,8 +61,8 @@ class TestGroup {
       ModelRunnerOptions runner = options.runner;
       if (options.change_runner) options.change_runner(r, &runner);
       PHX_ASSIGN_OR_RETURN(group->runners_[r],
-                           ModelRunner::Create(file, group->config_, group->plan_, r, group->ops_[r].get(),
-                                               group->collectives_[r].get(), runner));
+                           ModelRunner::Create(checkpoint, group->config_, group->plan_, r,
+                                               group->ops_[r].get(), group->collectives_[r].get(), runner));
       return absl::OkStatus();
     }));
     return group;

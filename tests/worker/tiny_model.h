@@ -15,8 +15,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
-#include "base/gguf.h"
 #include "tests/base/gguf_writer.h"
+#include "worker/checkpoint.h"
 
 namespace phalanx {
 
@@ -106,19 +106,20 @@ inline void WriteTinyModel(const TinyModelOptions& o, const std::vector<TinyTens
 }
 
 // Writes one into the folder for temporary files and opens it.
-inline std::unique_ptr<GgufFile> OpenTinyModel(const TinyModelOptions& o,
-                                               const std::vector<TinyTensor>& tensors,
-                                               const std::string& name) {
+inline std::unique_ptr<Checkpoint> OpenTinyModel(const TinyModelOptions& o,
+                                                 const std::vector<TinyTensor>& tensors,
+                                                 const std::string& name) {
   const std::string path =
       absl::StrCat(std::filesystem::temp_directory_path().string(), "/", name, ".", getpid(), ".gguf");
   WriteTinyModel(o, tensors, name, path);
-  absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(path);
+  absl::StatusOr<std::unique_ptr<Checkpoint>> file = Checkpoint::Open(path);
   unlink(path.c_str());  // the mapping stays
   PHX_CHECK(file.ok(), file.status().ToString());
   return *std::move(file);
 }
 
-inline std::unique_ptr<GgufFile> OpenTinyModel(const TinyModelOptions& o, const std::string& name = "tiny") {
+inline std::unique_ptr<Checkpoint> OpenTinyModel(const TinyModelOptions& o,
+                                                 const std::string& name = "tiny") {
   return OpenTinyModel(o, TinyTensors(o), name);
 }
 

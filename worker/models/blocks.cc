@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <utility>
 
 #include "base/status_macros.h"
@@ -82,7 +81,8 @@ absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Create(const ModelContext&
   PHX_RETURN_IF_ERROR(allocate(narrow, element, &workspace->narrow_));
   workspace->attention_.num_heads = static_cast<int>(heads);
   workspace->attention_.kv_head_of = rank.kv_head_of.data();
-  workspace->attention_.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.key_dim)));
+  workspace->attention_.scale =
+      static_cast<float>(config.softmax_factor / std::sqrt(static_cast<double>(config.key_dim)));
   workspace->attention_.sequences.reserve(context.max_tokens);
   workspace->rope_.num_heads = static_cast<int>(heads);
   workspace->rope_.tables.reserve(config.rope.size());
@@ -103,10 +103,10 @@ int64_t Workspace::bytes() const {
   return bytes;
 }
 
-absl::StatusOr<std::unique_ptr<Buffer>> UploadVector(Ops* ops, const float* data, int64_t size) {
-  const int64_t bytes = size * static_cast<int64_t>(sizeof(float));
+absl::StatusOr<std::unique_ptr<Buffer>> UploadVector(Ops* ops, const std::vector<float>& values) {
+  const auto bytes = static_cast<int64_t>(values.size() * sizeof(float));
   PHX_ASSIGN_OR_RETURN(std::unique_ptr<Buffer> buffer, ops->Allocate(bytes));
-  PHX_RETURN_IF_ERROR(ops->Copy(buffer->data(), data, bytes, CopyKind::kToDevice));
+  PHX_RETURN_IF_ERROR(ops->Copy(buffer->data(), values.data(), bytes, CopyKind::kToDevice));
   return buffer;
 }
 
@@ -118,11 +118,11 @@ absl::Status TpEmbedding::Forward(const ForwardBatch& batch, Matrix x) const {
                       .x = x});
 }
 
-absl::StatusOr<TpNorm> TpNorm::Create(const ModelContext& context, const float* weight) {
+absl::StatusOr<TpNorm> TpNorm::Create(const ModelContext& context, const std::vector<float>& weight) {
   TpNorm norm;
   norm.ops_ = context.ops;
   norm.eps_ = context.config->rms_eps;
-  PHX_ASSIGN_OR_RETURN(norm.weight_, UploadVector(context.ops, weight, context.config->hidden_size));
+  PHX_ASSIGN_OR_RETURN(norm.weight_, UploadVector(context.ops, weight));
   return norm;
 }
 
@@ -148,18 +148,19 @@ absl::StatusOr<TpAttention> TpAttention::Create(const ModelContext& context, int
   const Range k = rows(block.rank_->kv_heads, context.config->key_dim);
   const Range v = rows(block.rank_->kv_heads, context.config->value_dim);
   PHX_ASSIGN_OR_RETURN(block.qkv_, PackRows(context.ops, {{tensors.q, q}, {tensors.k, k}, {tensors.v, v}}));
-  if (block.qkv_ != nullptr && (tensors.q_bias || tensors.k_bias || tensors.v_bias)) {
+  if (block.qkv_ != nullptr &&
+      !(tensors.q_bias.empty() && tensors.k_bias.empty() && tensors.v_bias.empty())) {
     std::vector<float> bias;
-    const std::pair<const float*, Range> parts[] = {
-        {tensors.q_bias, q}, {tensors.k_bias, k}, {tensors.v_bias, v}};
-    for (const auto& [data, range] : parts) {
+    const std::pair<const std::vector<float>*, Range> parts[] = {
+        {&tensors.q_bias, q}, {&tensors.k_bias, k}, {&tensors.v_bias, v}};
+    for (const auto& [values, range] : parts) {
       const size_t old_size = bias.size();
       bias.resize(old_size + range.size());
-      if (data != nullptr)
-        std::memcpy(bias.data() + old_size, data + range.begin, range.size() * sizeof(float));
+      if (!values->empty()) {
+        std::copy(values->begin() + range.begin, values->begin() + range.end, bias.begin() + old_size);
+      }
     }
-    PHX_ASSIGN_OR_RETURN(block.bias_,
-                         UploadVector(context.ops, bias.data(), static_cast<int64_t>(bias.size())));
+    PHX_ASSIGN_OR_RETURN(block.bias_, UploadVector(context.ops, bias));
   }
   PHX_ASSIGN_OR_RETURN(block.output_,
                        PackColumns(context, tensors.output, &Shard::heads, context.config->value_dim));
@@ -235,7 +236,7 @@ absl::Status TpMlp::Forward(Workspace* workspace) const {
 
 int64_t TpMlp::weight_bytes() const { return (gate_up_ == nullptr ? 0 : gate_up_->bytes()) + down_->bytes(); }
 
-absl::StatusOr<TpHead> TpHead::Create(const ModelContext& context, const float* norm,
+absl::StatusOr<TpHead> TpHead::Create(const ModelContext& context, const std::vector<float>& norm,
                                       const WeightSource& weight) {
   TpHead head;
   head.ops_ = context.ops;

@@ -53,7 +53,7 @@ class Workspace {
 };
 
 // A vector of fp32 in device memory.
-absl::StatusOr<std::unique_ptr<Buffer>> UploadVector(Ops* ops, const float* data, int64_t size);
+absl::StatusOr<std::unique_ptr<Buffer>> UploadVector(Ops* ops, const std::vector<float>& values);
 
 class TpEmbedding {
  public:
@@ -68,8 +68,8 @@ class TpEmbedding {
 
 class TpNorm {
  public:
-  // weight: [hidden] in host memory.
-  static absl::StatusOr<TpNorm> Create(const ModelContext& context, const float* weight);
+  // weight: [hidden].
+  static absl::StatusOr<TpNorm> Create(const ModelContext& context, const std::vector<float>& weight);
   // residual += add where add is given; y = rmsnorm(residual[rows]), all rows where rows is null.
   absl::Status Forward(Matrix residual, const float* add, const int32_t* rows, Matrix y) const;
   int64_t weight_bytes() const { return weight_->bytes(); }
@@ -86,8 +86,8 @@ class TpAttention {
   struct Tensors {
     WeightSource q, k, v;  // [heads * key_dim | kv_heads * key_dim | kv_heads * value_dim, hidden]
     WeightSource output;   // [hidden, heads * value_dim]
-    // All of the model's, in host memory; may be null.
-    const float *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr;
+    // All of the model's; may be empty.
+    std::vector<float> q_bias, k_bias, v_bias;
   };
   static absl::StatusOr<TpAttention> Create(const ModelContext& context, int layer, const Tensors& tensors);
   // workspace->reduced() = attention(workspace->normed()) over all ranks. `tables` holds one RoPE table per
@@ -130,8 +130,8 @@ class TpMlp {
 // The last norm and this rank's rows of the output head.
 class TpHead {
  public:
-  // norm: [hidden] in host memory; weight: [vocab, hidden].
-  static absl::StatusOr<TpHead> Create(const ModelContext& context, const float* norm,
+  // norm: [hidden]; weight: [vocab, hidden].
+  static absl::StatusOr<TpHead> Create(const ModelContext& context, const std::vector<float>& norm,
                                        const WeightSource& weight);
   // Adds workspace->reduced() to the residual. logits: see Model::Forward.
   absl::Status Forward(const ForwardBatch& batch, Workspace* workspace, float* logits) const;

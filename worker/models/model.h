@@ -7,18 +7,18 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "base/gguf.h"
 #include "base/model_config.h"
 #include "base/shard_plan.h"
 #include "kernels/ops.h"
+#include "worker/checkpoint.h"
 #include "worker/collective/collective.h"
 
 namespace phalanx {
 
 // What a model is built from; everything outlives it.
 struct ModelContext {
-  const GgufFile* file = nullptr;
-  const ModelConfig* config = nullptr;
+  const Checkpoint* checkpoint = nullptr;
+  const ModelConfig* config = nullptr;  // mostly the checkpoint's
   const ShardPlan* plan = nullptr;
   int rank = 0;
   Ops* ops = nullptr;

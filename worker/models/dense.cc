@@ -1,0 +1,145 @@
+#include "worker/models/dense.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+
+namespace phalanx {
+namespace {
+
+struct Tensors {
+  WeightSource embedding;
+  std::vector<DenseLayerTensors> layers;
+  std::vector<float> norm;
+  WeightSource head;
+};
+
+absl::StatusOr<Tensors> FindTensors(const ModelContext& context, const FindDenseLayer& find_layer) {
+  const ModelConfig& config = *context.config;
+  TensorFinder finder(*context.checkpoint);
+  Tensors tensors;
+  tensors.embedding = finder.Matrix("model.embed_tokens", config.vocab_size, config.hidden_size);
+  for (int i = 0; i < config.num_layers; ++i) {
+    const std::string prefix = absl::StrCat("model.layers.", i, ".");
+    DenseLayerTensors layer;
+    layer.attention_norm = finder.Vector(prefix + "input_layernorm.weight", config.hidden_size);
+    layer.mlp_norm = finder.Vector(prefix + "post_attention_layernorm.weight", config.hidden_size);
+    find_layer(finder, prefix, &layer);
+    tensors.layers.push_back(std::move(layer));
+  }
+  tensors.norm = finder.Vector("model.norm.weight", config.hidden_size);
+  tensors.head = config.tied_embeddings ? tensors.embedding
+                                        : finder.Matrix("lm_head", config.vocab_size, config.hidden_size);
+  finder.Allow("rope_f");  // rope_freqs, rope_factors_long and _short: read with the config
+  PHX_RETURN_IF_ERROR(finder.Finish());
+  return tensors;
+}
+
+struct DenseLayer {
+  TpNorm attention_norm;
+  TpAttention attention;
+  TpNorm mlp_norm;
+  TpMlp mlp;
+};
+
+class Dense : public Model {
+ public:
+  Dense(const ModelContext& context, const WeightSource& embedding)
+      : context_(context), embedding_(context, embedding) {}
+
+  absl::Status Init(const Tensors& tensors) {
+    PHX_ASSIGN_OR_RETURN(workspace_, Workspace::Create(context_));
+    for (const RopeConfig& rope : context_.config->rope) {
+      PHX_ASSIGN_OR_RETURN(rope_tables_.emplace_back(),
+                           context_.ops->MakeRopeTable(rope, context_.context_length));
+      rope_table_views_.push_back(rope_tables_.back().get());
+    }
+    for (const DenseLayerTensors& from : tensors.layers) {
+      DenseLayer layer;
+      PHX_ASSIGN_OR_RETURN(layer.attention_norm, TpNorm::Create(context_, from.attention_norm));
+      PHX_ASSIGN_OR_RETURN(layer.attention,
+                           TpAttention::Create(context_, static_cast<int>(layers_.size()), from.attention));
+      PHX_ASSIGN_OR_RETURN(layer.mlp_norm, TpNorm::Create(context_, from.mlp_norm));
+      PHX_ASSIGN_OR_RETURN(layer.mlp, TpMlp::Create(context_, from.mlp));
+      weight_bytes_ += layer.attention_norm.weight_bytes() + layer.attention.weight_bytes() +
+                       layer.mlp_norm.weight_bytes() + layer.mlp.weight_bytes();
+      layers_.push_back(std::move(layer));
+    }
+    PHX_ASSIGN_OR_RETURN(head_, TpHead::Create(context_, tensors.norm, tensors.head));
+    weight_bytes_ += head_.weight_bytes();
+    return absl::OkStatus();
+  }
+
+  KvCacheShape kv_shape(int block_size) const override {
+    const ModelConfig& config = *context_.config;
+    return {.num_layers = config.num_layers,
+            .num_kv_heads = static_cast<int>(context_.plan->ranks[context_.rank].kv_heads.size()),
+            .key_dim = config.key_dim,
+            .value_dim = config.value_dim,
+            .block_size = block_size};
+  }
+  int64_t weight_bytes() const override { return weight_bytes_; }
+  int64_t workspace_bytes() const override { return workspace_->bytes(); }
+
+  absl::Status Forward(const ForwardBatch& batch, KvCache* cache, float* logits) override {
+    Workspace& work = *workspace_;
+    work.Begin(batch);
+    PHX_RETURN_IF_ERROR(embedding_.Forward(batch, work.residual()));
+    const float* add = nullptr;
+    for (const DenseLayer& layer : layers_) {
+      PHX_RETURN_IF_ERROR(layer.attention_norm.Forward(work.residual(), add, nullptr, work.normed()));
+      PHX_RETURN_IF_ERROR(layer.attention.Forward(batch, rope_table_views_, cache, &work));
+      add = work.reduced();
+      PHX_RETURN_IF_ERROR(layer.mlp_norm.Forward(work.residual(), add, nullptr, work.normed()));
+      PHX_RETURN_IF_ERROR(layer.mlp.Forward(&work));
+    }
+    return head_.Forward(batch, &work, logits);
+  }
+
+ private:
+  const ModelContext context_;
+  std::unique_ptr<Workspace> workspace_;
+  std::vector<std::unique_ptr<RopeTable>> rope_tables_;
+  std::vector<const RopeTable*> rope_table_views_;
+  TpEmbedding embedding_;
+  std::vector<DenseLayer> layers_;
+  TpHead head_;
+  int64_t weight_bytes_ = 0;
+};
+
+}  // namespace
+
+void FindSeparateMatrices(const ModelConfig& config, TensorFinder& finder, const std::string& prefix,
+                          DenseLayerTensors* layer) {
+  const int64_t hidden = config.hidden_size;
+  const int64_t q_rows = int64_t{config.num_heads} * config.key_dim;
+  const int64_t k_rows = int64_t{config.num_kv_heads} * config.key_dim;
+  const int64_t v_rows = int64_t{config.num_kv_heads} * config.value_dim;
+  TpAttention::Tensors& attention = layer->attention;
+  attention.q = finder.Matrix(prefix + "self_attn.q_proj", q_rows, hidden);
+  attention.k = finder.Matrix(prefix + "self_attn.k_proj", k_rows, hidden);
+  attention.v = finder.Matrix(prefix + "self_attn.v_proj", v_rows, hidden);
+  const auto bias = [&](const char* name, int64_t rows) {
+    const std::string bias_name = prefix + name;
+    return config.qkv_bias ? finder.Vector(bias_name, rows) : finder.OptionalVector(bias_name, rows);
+  };
+  attention.q_bias = bias("self_attn.q_proj.bias", q_rows);
+  attention.k_bias = bias("self_attn.k_proj.bias", k_rows);
+  attention.v_bias = bias("self_attn.v_proj.bias", v_rows);
+  attention.output =
+      finder.Matrix(prefix + "self_attn.o_proj", hidden, int64_t{config.num_heads} * config.value_dim);
+  layer->mlp.gate = finder.Matrix(prefix + "mlp.gate_proj", config.ffn_size, hidden);
+  layer->mlp.up = finder.Matrix(prefix + "mlp.up_proj", config.ffn_size, hidden);
+  layer->mlp.down = finder.Matrix(prefix + "mlp.down_proj", hidden, config.ffn_size);
+}
+
+absl::StatusOr<std::unique_ptr<Model>> CreateDense(const ModelContext& context,
+                                                   const FindDenseLayer& find_layer) {
+  PHX_ASSIGN_OR_RETURN(const Tensors tensors, FindTensors(context, find_layer));
+  auto model = std::make_unique<Dense>(context, tensors.embedding);
+  PHX_RETURN_IF_ERROR(model->Init(tensors));
+  return model;
+}
+
+}  // namespace phalanx
