@@ -99,6 +99,16 @@ class GgufWriter {
         return 2;
       case DType::kQ4_1:
         return 3;
+      case DType::kQ4_K:
+        return 12;
+      case DType::kQ5_K:
+        return 13;
+      case DType::kQ6_K:
+        return 14;
+      case DType::kF8E4M3:
+      case DType::kAwq:
+      case DType::kGptq:
+        break;  // no types of GGUF files
     }
     return ~0u;
   }

@@ -80,7 +80,7 @@ TEST_F(ModelConfigTest, ReadsAndDefaults) {
   EXPECT_EQ(config->rms_eps, 1e-5f);
   EXPECT_TRUE(config->tied_embeddings);
   ASSERT_EQ(config->rope.size(), 1u);
-  EXPECT_FALSE(config->rope[0].interleaved);  // the architecture's file in worker/models knows
+  EXPECT_TRUE(config->rope[0].interleaved);
   EXPECT_EQ(config->rope[0].rotary_dim, 8);
   EXPECT_EQ(config->rope[0].theta, 10000);
   EXPECT_TRUE(config->rope[0].freq_factors.empty());

@@ -107,6 +107,20 @@ inline std::vector<uint8_t> RandomBlocks(Random& random, DType dtype, int64_t el
         put_scale(i + 2);
       }
       break;
+    case DType::kQ4_K:
+    case DType::kQ5_K:
+      for (size_t i = 0; i < bytes.size(); i += block) {
+        put_scale(i);
+        put_scale(i + 2);
+      }
+      break;
+    case DType::kQ6_K:
+      for (size_t i = 0; i < bytes.size(); i += block) put_scale(i + block - 2);
+      break;
+    case DType::kF8E4M3:
+    case DType::kAwq:
+    case DType::kGptq:
+      break;  // any bytes
   }
   return bytes;
 }

@@ -373,12 +373,11 @@ TEST_F(ModelRunnerTest, AWrongFileIsNamedTensorByTensor) {
 }
 
 TEST_F(ModelRunnerTest, AnUnknownArchitectureIsNamed) {
-  absl::StatusOr<ModelConfig> config = ModelConfigFromGguf(*file_);
-  ASSERT_TRUE(config.ok());
-  config->architecture = "abacus";
+  ModelConfig config = file_->config();
+  config.architecture = "abacus";
   ModelContext context;
-  context.file = file_.get();
-  context.config = &*config;
+  context.checkpoint = file_.get();
+  context.config = &config;
   const absl::Status status = CreateModel(context).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("'abacus'"), HasSubstr("llama")));

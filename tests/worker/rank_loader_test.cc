@@ -47,7 +47,8 @@ TEST_F(LoadTokenBytesTest, IdsWithoutATokenHaveNoBytes) {
 }
 
 TEST_F(LoadTokenBytesTest, MoreTokensThanTheModelHasIsAnError) {
-  const absl::Status status = LoadTokenBytes(*File("gpt2"), "", 2).status();
+  const auto file = File("gpt2");
+  const absl::Status status = LoadTokenBytes(path_, file.get(), "", 2).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()),
               HasSubstr(absl::StrCat("the tokenizer of ", path_, " has 3 tokens, but the vocabulary of ",
@@ -55,7 +56,8 @@ TEST_F(LoadTokenBytesTest, MoreTokensThanTheModelHasIsAnError) {
 }
 
 TEST_F(LoadTokenBytesTest, AFileWithATokenizerOfAnotherKindServesWithoutIt) {
-  const auto tokens = LoadTokenBytes(*File("llama"), "", 5);
+  const auto file = File("llama");
+  const auto tokens = LoadTokenBytes(path_, file.get(), "", 5);
   ASSERT_TRUE(tokens.ok()) << tokens.status();
   EXPECT_EQ(*tokens, nullptr);
 }
