@@ -1,13 +1,7 @@
 #include "base/gguf.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <limits>
 #include <optional>
@@ -343,49 +337,20 @@ absl::Status PlaceTensors(std::vector<TensorInfo>& infos, const uint8_t* map, ui
   return absl::OkStatus();
 }
 
-constexpr uint64_t kFnvOffset = 0xcbf29ce484222325u;
-constexpr uint64_t kFnvPrime = 0x100000001b3u;
-
-uint64_t Fnv1a(uint64_t hash, const uint8_t* data, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; ++i) hash = (hash ^ data[i]) * kFnvPrime;
-  return hash;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path, TensorTypes types) {
-  // O_NONBLOCK: a pipe's open would wait for its writer.
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
-  struct stat info;
-  if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
-    close(fd);
-    return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
-  }
-  if (info.st_size == 0) {
-    close(fd);
-    return absl::InvalidArgumentError(absl::StrCat(path, ": the file is empty, a GGUF file is wanted"));
-  }
-  void* map = mmap(nullptr, static_cast<size_t>(info.st_size), PROT_READ, MAP_PRIVATE, fd, 0);
-  const int map_errno = errno;
-  close(fd);
-  if (map == MAP_FAILED) return absl::ErrnoToStatus(map_errno, absl::StrCat("cannot map ", path));
-
+  PHX_ASSIGN_OR_RETURN(std::unique_ptr<MappedFile> map, MappedFile::Open(path, "a GGUF file"));
   std::unique_ptr<GgufFile> file(new GgufFile());
   file->path_ = path;
-  file->map_ = static_cast<const uint8_t*>(map);
-  file->map_bytes_ = info.st_size;
+  file->map_ = std::move(map);
   if (const absl::Status status = file->Parse(types); !status.ok()) return Annotate(status, path);
   return file;
 }
 
-GgufFile::~GgufFile() {
-  if (map_ != nullptr) munmap(const_cast<uint8_t*>(map_), static_cast<size_t>(map_bytes_));
-}
-
 absl::Status GgufFile::Parse(TensorTypes types) {
-  const auto size = static_cast<uint64_t>(map_bytes_);
-  Cursor in(map_, size);
+  const auto size = static_cast<uint64_t>(map_->bytes());
+  Cursor in(map_->data(), size);
   PHX_ASSIGN_OR_RETURN(const uint32_t magic, in.Read<uint32_t>());
   if (magic != kMagic) {
     return absl::InvalidArgumentError("not a GGUF file: it does not begin with the bytes 'GGUF'");
@@ -437,21 +402,18 @@ absl::Status GgufFile::Parse(TensorTypes types) {
   }
   header_bytes_ = static_cast<int64_t>(in.offset());
   const auto align = static_cast<uint64_t>(alignment);
-  PHX_RETURN_IF_ERROR(PlaceTensors(infos, map_, size, (in.offset() + align - 1) / align * align, align));
+  PHX_RETURN_IF_ERROR(
+      PlaceTensors(infos, map_->data(), size, (in.offset() + align - 1) / align * align, align));
   tensors_.reserve(infos.size());
   for (TensorInfo& info : infos) tensors_.push_back(std::move(info.tensor));
   return absl::OkStatus();
 }
 
 uint64_t GgufFile::ContentHash() const {
-  constexpr int64_t kSample = 4096;
-  uint64_t hash = Fnv1a(kFnvOffset, map_, header_bytes_);
-  hash = Fnv1a(hash, reinterpret_cast<const uint8_t*>(&map_bytes_), sizeof(map_bytes_));
-  for (const GgufTensor& tensor : tensors_) {
-    const int64_t sample = std::min(kSample, tensor.bytes);
-    const int64_t last = tensor.bytes - sample;
-    for (const int64_t at : {int64_t{0}, last / 2, last}) hash = Fnv1a(hash, tensor.data + at, sample);
-  }
+  uint64_t hash = Fnv1a(kFnvOffset, map_->data(), header_bytes_);
+  const int64_t file_bytes = map_->bytes();
+  hash = Fnv1a(hash, &file_bytes, sizeof(file_bytes));
+  for (const GgufTensor& tensor : tensors_) hash = HashSamples(hash, tensor.data, tensor.bytes);
   return hash;
 }
 

@@ -12,6 +12,7 @@
 
 #include "absl/status/statusor.h"
 #include "base/dtype.h"
+#include "base/mapped_file.h"
 
 namespace phalanx {
 
@@ -42,7 +43,6 @@ class GgufFile {
   enum class TensorTypes { kReadable, kAny };
   static absl::StatusOr<std::unique_ptr<GgufFile>> Open(const std::string& path,
                                                         TensorTypes types = TensorTypes::kReadable);
-  ~GgufFile();
 
   const std::string& path() const { return path_; }
   const std::map<std::string, GgufValue, std::less<>>& metadata() const { return metadata_; }
@@ -73,8 +73,7 @@ class GgufFile {
   absl::StatusOr<const T*> Get(std::string_view key, std::string_view wanted) const;
 
   std::string path_;
-  const uint8_t* map_ = nullptr;
-  int64_t map_bytes_ = 0;
+  std::unique_ptr<MappedFile> map_;
   int64_t header_bytes_ = 0;
   std::map<std::string, GgufValue, std::less<>> metadata_;
   std::vector<GgufTensor> tensors_;

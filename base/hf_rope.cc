@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/hf_config.h"
+#include "base/rope_scaling.h"
 #include "base/status_macros.h"
 
 namespace phalanx::internal {
@@ -59,8 +60,6 @@ struct Scaling {
   double theta = 0;
   int original = 0;  // original_max_position_embeddings
 };
-
-double Mscale(double scale, double mscale) { return scale <= 1 ? 1 : 0.1 * mscale * std::log(scale) + 1; }
 
 // `factor`, or how many times the context is the original one.
 absl::StatusOr<double> Factor(const Scaling& s) {
@@ -118,31 +117,22 @@ absl::Status Yarn(const Scaling& s, RopeConfig* rope) {
         absl::StrCat(s.keys.Name("rope_theta"), " is ", s.theta, ", must be above 1 for YaRN"));
   }
   double attention = mscale > 0 && mscale_all_dim > 0
-                         ? Mscale(factor, mscale) / Mscale(factor, mscale_all_dim)
-                         : Mscale(factor, 1);
+                         ? YarnScale(factor, mscale) / YarnScale(factor, mscale_all_dim)
+                         : YarnScale(factor, 1);
   PHX_RETURN_IF_ERROR(s.keys.OptionalPositive("attention_factor", &attention));
   rope->attention_factor = static_cast<float>(attention);
 
-  // The dimension whose frequency turns `rotations` times in the original context.
-  const auto dimension = [&](double rotations) {
-    return s.rotary_dim * std::log(s.original / (rotations * 2 * kPi)) / (2 * std::log(s.theta));
-  };
-  double low = dimension(beta_fast), high = dimension(beta_slow);
-  if (truncate) {
-    low = std::floor(low);
-    high = std::ceil(high);
-  }
-  low = std::max(low, 0.0);
-  high = std::min(high, s.rotary_dim - 1.0);
-  if (low == high) high += 0.001;
-  for (int i = 0; i < s.rotary_dim / 2; ++i) {
-    const double ramp = std::clamp((i - low) / (high - low), 0.0, 1.0);
-    rope->freq_factors.push_back(static_cast<float>(1 / (ramp / factor + 1 - ramp)));
-  }
+  rope->freq_factors = YarnDivisors({.rotary_dim = s.rotary_dim,
+                                     .theta = s.theta,
+                                     .factor = factor,
+                                     .original = static_cast<double>(s.original),
+                                     .beta_fast = beta_fast,
+                                     .beta_slow = beta_slow,
+                                     .truncate = truncate});
   s.model.rope_scaling = RopeScaling::kYarn;
   s.model.rope_factor = factor;
   if (s.model.mla && mscale_all_dim > 0) {
-    const double scale = Mscale(factor, mscale_all_dim);
+    const double scale = YarnScale(factor, mscale_all_dim);
     s.model.softmax_factor = scale * scale;
   }
   return absl::OkStatus();
@@ -178,7 +168,7 @@ absl::Status LongRope(const Scaling& s, RopeConfig* rope) {
       return absl::InvalidArgumentError(absl::StrCat(s.keys.Name("original_max_position_embeddings"), " is ",
                                                      s.original, ", must be at least 2 for LongRoPE"));
     }
-    attention = std::sqrt(1 + std::log(factor) / std::log(s.original));
+    attention = LongRopeAttention(factor, s.original);
   }
   PHX_RETURN_IF_ERROR(s.keys.OptionalPositive("attention_factor", &attention));
   rope->attention_factor = static_cast<float>(attention);

@@ -1,9 +1,6 @@
 #include "base/model_config.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
 #include <string_view>
 #include <utility>
 
@@ -11,112 +8,20 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/architectures.h"
+#include "base/gguf_keys.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
 
 namespace phalanx {
 namespace {
 
-// Largest value a count or size may have; products of any two stay inside 63 bits.
-constexpr int64_t kMaxSize = int64_t{1} << 30;
-constexpr int64_t kMaxLayers = 4096;
-constexpr int64_t kMaxHeads = 65536;  // heads, and channels of one
+using internal::GgufKeys;
 
-// Looks up "<architecture>.<key>" with range checks.
-class Keys {
- public:
-  Keys(const GgufFile& file, std::string_view architecture) : file_(file), architecture_(architecture) {}
+constexpr int64_t kMaxSize = GgufKeys::kMaxSize;
+constexpr int64_t kMaxLayers = GgufKeys::kMaxLayers;
+constexpr int64_t kMaxHeads = GgufKeys::kMaxHeads;
 
-  std::string Name(std::string_view key) const { return architecture_ + "." + std::string(key); }
-  bool Has(std::string_view key) const { return file_.FindValue(Name(key)) != nullptr; }
-
-  absl::Status Size(std::string_view key, int64_t max, int* out) const {
-    PHX_ASSIGN_OR_RETURN(const int64_t value, file_.GetInt(Name(key)));
-    if (value < 1 || value > max) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(file_.path(), ": ", Name(key), " is ", value, ", must be 1 to ", max));
-    }
-    *out = static_cast<int>(value);
-    return absl::OkStatus();
-  }
-  // Leaves *out as it is where the key is absent.
-  absl::Status OptionalSize(std::string_view key, int64_t max, int* out) const {
-    return Has(key) ? Size(key, max, out) : absl::OkStatus();
-  }
-
-  absl::Status PositiveFloat(std::string_view key, double* out) const {
-    PHX_ASSIGN_OR_RETURN(const double value, file_.GetFloat(Name(key)));
-    if (!std::isfinite(value) || value <= 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(file_.path(), ": ", Name(key), " is ", value, ", must be finite and above 0"));
-    }
-    *out = value;
-    return absl::OkStatus();
-  }
-
-  // A feature that would change the arithmetic and is not built: the key must be absent or neutral.
-  absl::Status Neutral(std::string_view key, double neutral) const {
-    const GgufValue* value = file_.FindValue(Name(key));
-    if (value == nullptr) return absl::OkStatus();
-    double number = std::numeric_limits<double>::quiet_NaN();
-    if (const auto* u = std::get_if<uint64_t>(value)) number = static_cast<double>(*u);
-    if (const auto* i = std::get_if<int64_t>(value)) number = static_cast<double>(*i);
-    if (const auto* d = std::get_if<double>(value)) number = *d;
-    if (const auto* b = std::get_if<bool>(value)) number = *b;
-    if (number == neutral) return absl::OkStatus();
-    return absl::UnimplementedError(absl::StrCat(file_.path(), ": ", Name(key),
-                                                 " is set to something other than ", neutral,
-                                                 ", which is not supported"));
-  }
-
- private:
-  const GgufFile& file_;
-  const std::string architecture_;
-};
-
-absl::Status ReadRope(const GgufFile& file, const Keys& keys, ModelConfig& config) {
-  if (keys.Has("rope.scaling.type")) {
-    PHX_ASSIGN_OR_RETURN(const std::string_view type, file.GetString(keys.Name("rope.scaling.type")));
-    if (type != "none") {
-      return absl::UnimplementedError(absl::StrCat(file.path(), ": ", keys.Name("rope.scaling.type"), " '",
-                                                   ToAbsl(type),
-                                                   "' is not supported; supported is 'none' or no such key"));
-    }
-  }
-  PHX_RETURN_IF_ERROR(keys.Neutral("rope.scale_linear", 1));
-  PHX_RETURN_IF_ERROR(keys.Neutral("rope.scaling.attn_factor", 1));
-  RopeConfig rope;
-  // Converters permute queries and keys of this architecture so that neighbouring channels rotate.
-  rope.interleaved = config.architecture == "llama";
-  rope.rotary_dim = config.key_dim;
-  PHX_RETURN_IF_ERROR(keys.OptionalSize("rope.dimension_count", config.key_dim, &rope.rotary_dim));
-  if (rope.rotary_dim % 2 != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(file.path(), ": ", rope.rotary_dim,
-                                                   " rotating channels a head, must be an even number"));
-  }
-  if (keys.Has("rope.freq_base")) PHX_RETURN_IF_ERROR(keys.PositiveFloat("rope.freq_base", &rope.theta));
-
-  if (const GgufTensor* factors = file.FindTensor("rope_freqs.weight"); factors != nullptr) {
-    const int64_t count = rope.rotary_dim / 2;
-    if (factors->dtype != DType::kF32 || factors->dims != std::vector<int64_t>{count}) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(file.path(), ": rope_freqs.weight is ", ToAbsl(DTypeName(factors->dtype)), " of ",
-                       factors->bytes, " bytes, must be F32 [", count, "], one divisor a frequency"));
-    }
-    rope.freq_factors.resize(count);
-    std::memcpy(rope.freq_factors.data(), factors->data, count * sizeof(float));
-    for (int64_t i = 0; i < count; ++i) {
-      if (!std::isfinite(rope.freq_factors[i]) || rope.freq_factors[i] <= 0) {
-        return absl::InvalidArgumentError(absl::StrCat(file.path(), ": rope_freqs.weight[", i, "] is ",
-                                                       rope.freq_factors[i], ", must be finite and above 0"));
-      }
-    }
-  }
-  config.rope.push_back(std::move(rope));
-  return absl::OkStatus();
-}
-
-absl::Status ReadVocabulary(const GgufFile& file, const Keys& keys, ModelConfig& config) {
+absl::Status ReadVocabulary(const GgufFile& file, const GgufKeys& keys, ModelConfig& config) {
   const GgufTensor* embedding = file.FindTensor("token_embd.weight");
   if (embedding == nullptr) {
     return absl::NotFoundError(absl::StrCat(file.path(), ": tensor token_embd.weight is missing"));
@@ -150,25 +55,17 @@ absl::Status ReadVocabulary(const GgufFile& file, const Keys& keys, ModelConfig&
   return absl::OkStatus();
 }
 
-absl::StatusOr<ModelConfig> ReadConfig(const GgufFile& file, std::string_view architecture) {
-  const Keys keys(file, architecture);
-  ModelConfig config;
-  config.architecture = std::string(architecture);
-  PHX_RETURN_IF_ERROR(keys.Neutral("expert_count", 0));
-  PHX_RETURN_IF_ERROR(keys.Neutral("attention.sliding_window", 0));
-  PHX_RETURN_IF_ERROR(keys.Neutral("attention.causal", 1));
-  PHX_RETURN_IF_ERROR(keys.Neutral("attention.clamp_kqv", 0));
-  PHX_RETURN_IF_ERROR(keys.Neutral("attention.max_alibi_bias", 0));
-  PHX_RETURN_IF_ERROR(keys.Neutral("use_parallel_residual", 0));
-  for (const char* scale : {"logit_scale", "embedding_scale", "residual_scale"}) {
-    PHX_RETURN_IF_ERROR(keys.Neutral(scale, 1));
-  }
+// A window changes the arithmetic only where it is shorter than the context; 0 is none.
+absl::Status CheckWindow(const GgufFile& file, const GgufKeys& keys, const ModelConfig& config) {
+  if (!keys.Has("attention.sliding_window")) return absl::OkStatus();
+  PHX_ASSIGN_OR_RETURN(const int64_t window, file.GetInt(keys.Name("attention.sliding_window")));
+  if (window == 0 || window >= config.context_length) return absl::OkStatus();
+  return absl::UnimplementedError(absl::StrCat(
+      file.path(), ": ", keys.Name("attention.sliding_window"), " is ", window,
+      ", which is not supported; supported: 0, or at least the context of ", config.context_length));
+}
 
-  PHX_RETURN_IF_ERROR(keys.Size("block_count", kMaxLayers, &config.num_layers));
-  PHX_RETURN_IF_ERROR(keys.Size("context_length", kMaxSize, &config.context_length));
-  PHX_RETURN_IF_ERROR(keys.Size("embedding_length", kMaxSize, &config.hidden_size));
-  PHX_RETURN_IF_ERROR(keys.Size("feed_forward_length", kMaxSize, &config.ffn_size));
-  PHX_RETURN_IF_ERROR(keys.Size("attention.head_count", kMaxHeads, &config.num_heads));
+absl::Status ReadAttention(const GgufFile& file, const GgufKeys& keys, ModelConfig& config) {
   config.num_kv_heads = config.num_heads;
   PHX_RETURN_IF_ERROR(keys.OptionalSize("attention.head_count_kv", config.num_heads, &config.num_kv_heads));
   if (config.num_heads % config.num_kv_heads != 0) {
@@ -187,11 +84,122 @@ absl::StatusOr<ModelConfig> ReadConfig(const GgufFile& file, std::string_view ar
     config.key_dim = config.value_dim = config.hidden_size / config.num_heads;
   }
   PHX_RETURN_IF_ERROR(keys.OptionalSize("attention.key_length", kMaxHeads, &config.key_dim));
-  PHX_RETURN_IF_ERROR(keys.OptionalSize("attention.value_length", kMaxHeads, &config.value_dim));
+  return keys.OptionalSize("attention.value_length", kMaxHeads, &config.value_dim);
+}
+
+// Converters of today give the latent's widths as key_length and value_length, one KV head, and those of a
+// head apart; older ones give those of a head.
+absl::Status ReadMla(const GgufFile& file, const GgufKeys& keys, ModelConfig& config) {
+  config.num_kv_heads = config.num_heads;
+  const bool absorbed = keys.Has("attention.key_length_mla");
+  PHX_RETURN_IF_ERROR(
+      keys.Size(absorbed ? "attention.key_length_mla" : "attention.key_length", kMaxHeads, &config.key_dim));
+  PHX_RETURN_IF_ERROR(keys.Size(absorbed ? "attention.value_length_mla" : "attention.value_length", kMaxHeads,
+                                &config.value_dim));
+  MlaConfig mla;
+  PHX_RETURN_IF_ERROR(keys.OptionalSize("attention.q_lora_rank", kMaxSize, &mla.q_lora_rank));
+  PHX_RETURN_IF_ERROR(keys.Size("attention.kv_lora_rank", kMaxSize, &mla.kv_lora_rank));
+  PHX_RETURN_IF_ERROR(keys.Size("rope.dimension_count", kMaxHeads, &mla.rope_dim));
+  mla.nope_dim = config.key_dim - mla.rope_dim;
+  if (mla.nope_dim < 1) {
+    return absl::InvalidArgumentError(absl::StrCat(file.path(), ": ", keys.Name("rope.dimension_count"),
+                                                   " is ", mla.rope_dim, ", must be below the ",
+                                                   config.key_dim, " channels of a head's key"));
+  }
+  config.mla = mla;
+  return absl::OkStatus();
+}
+
+absl::Status ReadMoe(const GgufFile& file, const GgufKeys& keys, ModelConfig& config) {
+  MoeConfig moe;
+  PHX_RETURN_IF_ERROR(keys.Size("expert_count", kMaxHeads, &moe.num_experts));
+  PHX_RETURN_IF_ERROR(keys.Size("expert_used_count", moe.num_experts, &moe.experts_per_token));
+  PHX_RETURN_IF_ERROR(keys.Size("expert_feed_forward_length", kMaxSize, &moe.expert_ffn_size));
+  PHX_RETURN_IF_ERROR(keys.OptionalCount("expert_shared_count", kMaxHeads, &moe.num_shared_experts));
+  PHX_RETURN_IF_ERROR(
+      keys.OptionalCount("leading_dense_block_count", config.num_layers, &moe.first_dense_layers));
+  PHX_RETURN_IF_ERROR(keys.OptionalSize("expert_group_count", moe.num_experts, &moe.num_groups));
+  moe.topk_groups = moe.num_groups;
+  PHX_RETURN_IF_ERROR(keys.OptionalSize("expert_group_used_count", moe.num_groups, &moe.topk_groups));
+  const auto bad = [&](std::string_view key, int value, const std::string& must) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(file.path(), ": ", keys.Name(key), " is ", value, ", must be ", must));
+  };
+  if (moe.num_experts % moe.num_groups != 0) {
+    return bad("expert_group_count", moe.num_groups,
+               absl::StrCat("a divisor of the ", moe.num_experts, " experts"));
+  }
+  const int group = moe.num_experts / moe.num_groups;
+  // A group's score is the sum of its best two.
+  if (moe.num_groups > 1 && group < 2) {
+    return bad("expert_group_count", moe.num_groups, "few enough for groups of two experts or more");
+  }
+  if (moe.experts_per_token > moe.topk_groups * group) {
+    return bad(
+        "expert_used_count", moe.experts_per_token,
+        absl::StrCat("at most ", moe.topk_groups * group, ", the experts of the groups that are used"));
+  }
+  moe.normalize = false;
+  if (keys.Has("expert_weights_norm")) {
+    PHX_ASSIGN_OR_RETURN(moe.normalize, file.GetBool(keys.Name("expert_weights_norm")));
+  }
+  if (keys.Has("expert_weights_scale")) {
+    PHX_RETURN_IF_ERROR(keys.PositiveFloat("expert_weights_scale", &moe.scaling_factor));
+  }
+  // 1 is a softmax, as is no key: DeepSeek-V2.
+  constexpr int64_t kSigmoid = 2;
+  int64_t gating = 1;
+  if (keys.Has("expert_gating_func")) {
+    PHX_ASSIGN_OR_RETURN(gating, file.GetInt(keys.Name("expert_gating_func")));
+  }
+  if (gating != kSigmoid) {
+    return absl::UnimplementedError(
+        absl::StrCat(file.path(), ": ", keys.Name("expert_gating_func"), " is ", gating,
+                     keys.Has("expert_gating_func") ? "" : " (there is no such key)",
+                     ", which is not supported; supported: 2, sigmoid"));
+  }
+  config.moe = moe;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ModelConfig> ReadConfig(const GgufFile& file, std::string_view architecture) {
+  const GgufKeys keys(file, architecture);
+  ModelConfig config;
+  config.architecture = std::string(architecture);
+  const bool is_deepseek = architecture == "deepseek2";
+  if (!is_deepseek) PHX_RETURN_IF_ERROR(keys.Neutral("expert_count", 0));
+  PHX_RETURN_IF_ERROR(keys.Neutral("attention.causal", 1));
+  PHX_RETURN_IF_ERROR(keys.Neutral("attention.clamp_kqv", 0));
+  PHX_RETURN_IF_ERROR(keys.Neutral("attention.max_alibi_bias", 0));
+  PHX_RETURN_IF_ERROR(keys.Neutral("attention.temperature_scale", 0));
+  PHX_RETURN_IF_ERROR(keys.Neutral("use_parallel_residual", 0));
+  for (const char* scale : {"logit_scale", "embedding_scale", "residual_scale"}) {
+    PHX_RETURN_IF_ERROR(keys.Neutral(scale, 1));
+  }
+  config.qkv_bias = architecture == "qwen2";
+
+  PHX_RETURN_IF_ERROR(keys.Size("block_count", kMaxLayers, &config.num_layers));
+  if (is_deepseek) {
+    // They are counted as blocks.
+    PHX_RETURN_IF_ERROR(
+        keys.OptionalCount("nextn_predict_layers", config.num_layers - 1, &config.num_mtp_layers));
+    config.num_layers -= config.num_mtp_layers;
+  }
+  PHX_RETURN_IF_ERROR(keys.Size("context_length", kMaxSize, &config.context_length));
+  PHX_RETURN_IF_ERROR(CheckWindow(file, keys, config));
+  PHX_RETURN_IF_ERROR(keys.Size("embedding_length", kMaxSize, &config.hidden_size));
+  PHX_RETURN_IF_ERROR(keys.Size("feed_forward_length", kMaxSize, &config.ffn_size));
+  PHX_RETURN_IF_ERROR(keys.Size("attention.head_count", kMaxHeads, &config.num_heads));
+  if (is_deepseek) {
+    PHX_RETURN_IF_ERROR(ReadMla(file, keys, config));
+    PHX_RETURN_IF_ERROR(ReadMoe(file, keys, config));
+  } else {
+    PHX_RETURN_IF_ERROR(ReadAttention(file, keys, config));
+  }
   double eps = 0;
   PHX_RETURN_IF_ERROR(keys.PositiveFloat("attention.layer_norm_rms_epsilon", &eps));
   config.rms_eps = static_cast<float>(eps);
-  PHX_RETURN_IF_ERROR(ReadRope(file, keys, config));
+  PHX_RETURN_IF_ERROR(internal::ReadGgufRope(file, keys, config));
   PHX_RETURN_IF_ERROR(ReadVocabulary(file, keys, config));
   return config;
 }

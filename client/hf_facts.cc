@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <initializer_list>
-#include <set>
 #include <system_error>
 
 #include "absl/status/status.h"
@@ -10,18 +9,17 @@
 #include "base/hf_config.h"
 #include "base/json_file.h"
 #include "base/reasoning.h"
+#include "base/safetensors.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
 #include "base/tokenizer_json.h"
 #include "client/model_facts.h"
-#include "client/safetensors.h"
 
 namespace phalanx {
 namespace {
 
 using nlohmann::json;
 
-constexpr int64_t kMaxIndexBytes = int64_t{64} << 20;  // R1's is 9 MB
 constexpr int64_t kMaxTemplateBytes = int64_t{4} << 20;
 
 bool Exists(const std::string& path) {
@@ -44,50 +42,21 @@ json ReadOptional(const std::string& path, int64_t max_bytes, ModelFacts& facts)
   return *std::move(object);
 }
 
-// The files with weights: those that the index names, else all there are.
-absl::StatusOr<std::set<std::string>> WeightFiles(const std::string& directory) {
-  std::set<std::string> names;
-  const std::string index_path = directory + "/model.safetensors.index.json";
-  if (Exists(index_path)) {
-    PHX_ASSIGN_OR_RETURN(const json index, ReadJsonFile(index_path, kMaxIndexBytes));
-    const auto map = index.is_object() ? index.find("weight_map") : index.end();
-    if (!index.is_object() || map == index.end() || !map->is_object()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(index_path, ": weight_map must be an object of tensors and their files"));
-    }
-    for (const auto& [tensor, name] : map->items()) {
-      const std::string text = name.is_string() ? name.get<std::string>() : "";
-      if (text.empty() || text.find('/') != std::string::npos) {
-        return absl::InvalidArgumentError(absl::StrCat(index_path, ": weight_map: ", Quote(tensor), " is in ",
-                                                       ShowJson(name), ", must be a file of this folder"));
-      }
-      names.insert(text);
-    }
-    return names;
-  }
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
-    if (entry.path().extension() == ".safetensors") names.insert(entry.path().filename().string());
-  }
-  if (error) return absl::UnavailableError(absl::StrCat(directory, ": ", error.message()));
-  return names;
-}
-
 absl::Status CountWeights(const std::string& directory, ModelFacts& facts) {
-  PHX_ASSIGN_OR_RETURN(const std::set<std::string> names, WeightFiles(directory));
+  PHX_ASSIGN_OR_RETURN(const SafetensorsIndex index, FindSafetensors(directory));
   size_t missing = 0;
-  for (const std::string& name : names) missing += !Exists(directory + "/" + name);
+  for (const std::string& name : index.files) missing += !Exists(directory + "/" + name);
   if (missing > 0) {
-    facts.notes.push_back(absl::StrCat(missing, " of ", names.size(),
+    facts.notes.push_back(absl::StrCat(missing, " of ", index.files.size(),
                                        " files of weights that model.safetensors.index.json names are not "
                                        "here; sizes are computed from config.json"));
     return absl::OkStatus();
   }
   TensorCounter counter(&facts);
-  for (const std::string& name : names) {
-    PHX_ASSIGN_OR_RETURN(const std::vector<SafetensorsTensor> tensors,
-                         ReadSafetensorsHeader(directory + "/" + name));
-    for (const SafetensorsTensor& tensor : tensors) {
+  for (const std::string& name : index.files) {
+    PHX_ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFile> file,
+                         SafetensorsFile::Open(directory + "/" + name));
+    for (const SafetensorsTensor& tensor : file->tensors()) {
       PHX_RETURN_IF_ERROR(counter.Add(tensor.name, tensor.dtype, tensor.elements, tensor.bytes));
     }
   }
@@ -179,7 +148,6 @@ absl::StatusOr<ModelFacts> ReadHfFacts(const std::string& directory) {
   facts.class_name = config.class_name;
   facts.config = std::move(config.model);
   facts.dtype = config.dtype;
-  facts.not_servable = "it loads GGUF files";
 
   PHX_RETURN_IF_ERROR(CountWeights(directory, facts));
   if (facts.tensor_types.empty()) {

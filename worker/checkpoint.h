@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/dtype.h"
 #include "base/gguf.h"
@@ -31,10 +32,11 @@ struct StoredTensor {
   int64_t bytes = 0;
 };
 
-// Where a tensor is: `slice` of the tensor `name`, whose outermost dimension counts slices; -1: all of it.
+// Where a tensor is: `slice` of the tensor `name`, whose outermost dimension is `slices`; -1: all of it.
 struct TensorPlace {
   std::string name;
   int64_t slice = -1;
+  int64_t slices = 0;
 };
 
 // Thread safety: immutable.
@@ -56,12 +58,16 @@ class Checkpoint {
   virtual TensorPlace Locate(std::string_view hf_name) const = 0;
   // Identifies the weights without reading all of them.
   virtual uint64_t ContentHash() const = 0;
+  // A tensor, by the file's own name, that such files may have and that no model asks for: layers that
+  // predict further tokens, what was read with the config, copies of what is there already.
+  virtual bool IsUnused(std::string_view name) const = 0;
   // The GGUF file with the metadata; null for a directory.
   virtual const GgufFile* gguf() const { return nullptr; }
 
  protected:
   Checkpoint(std::string path, ModelConfig config) : path_(std::move(path)), config_(std::move(config)) {}
-  void AddTensor(StoredTensor tensor);
+  // InvalidArgument for a name that is there already.
+  absl::Status AddTensor(StoredTensor tensor);
 
  private:
   std::string path_;

@@ -37,10 +37,7 @@ const StoredTensor* TensorFinder::Find(std::string_view hf_name, const std::vect
     return nullptr;
   }
   std::vector<int64_t> expected = shape;
-  if (place.slice >= 0) {
-    const int64_t slices = tensor->shape.empty() ? 0 : tensor->shape[0];
-    expected.insert(expected.begin(), std::max(slices, place.slice + 1));
-  }
+  if (place.slice >= 0) expected.insert(expected.begin(), place.slices);
   if (tensor->shape != expected) {
     problems_.push_back(
         absl::StrCat(place.name, " has the shape ", Shape(tensor->shape), ", must be ", Shape(expected)));
@@ -53,6 +50,10 @@ WeightSource TensorFinder::Matrix(std::string_view name, int64_t rows, int64_t c
   int64_t slice = -1;
   const StoredTensor* tensor = Find(absl::StrCat(ToAbsl(name), ".weight"), {rows, cols}, &slice);
   if (tensor == nullptr) return {};
+  if (!tensor->dtype.has_value()) {
+    problems_.push_back(absl::StrCat(tensor->name, " is ", tensor->type, ", which no matrix is made from"));
+    return {};
+  }
   return {.data = tensor->data,
           .dtype = *tensor->dtype,
           .rows = rows,
@@ -83,7 +84,7 @@ absl::Status TensorFinder::Finish() const {
     const bool allowed = std::any_of(allowed_.begin(), allowed_.end(), [&](const std::string& prefix) {
       return tensor.name.starts_with(prefix);
     });
-    if (!allowed && !wanted_.contains(tensor.name)) {
+    if (!allowed && !wanted_.contains(tensor.name) && !checkpoint_.IsUnused(tensor.name)) {
       problems.push_back(
           absl::StrCat(tensor.name, " ", Shape(tensor.shape), " is not known to this architecture"));
     }

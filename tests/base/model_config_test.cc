@@ -111,8 +111,8 @@ TEST_F(ModelConfigTest, HonoursOptionalKeys) {
 TEST_F(ModelConfigTest, RefusesWhatItDoesNotRun) {
   const auto unimplemented = absl::StatusCode::kUnimplemented;
   ExpectError({.architecture = "mamba"}, unimplemented, "'mamba' is not supported; supported: llama");
-  ExpectError({.more = [](GgufWriter& w) { w.SetString("llama.rope.scaling.type", "yarn"); }}, unimplemented,
-              "llama.rope.scaling.type 'yarn'");
+  ExpectError({.more = [](GgufWriter& w) { w.SetString("llama.rope.scaling.type", "su"); }}, unimplemented,
+              "llama.rope.scaling.type 'su'");
   ExpectError({.more = [](GgufWriter& w) { w.SetU32("llama.expert_count", 8); }}, unimplemented,
               "llama.expert_count");
   ExpectError({.more = [](GgufWriter& w) { w.SetU32("llama.attention.sliding_window", 64); }}, unimplemented,

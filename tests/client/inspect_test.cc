@@ -7,7 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "client/safetensors.h"
+#include "base/safetensors.h"
 #include "tests/base/gguf_writer.h"
 #include "tests/base/known_configs.h"
 
@@ -131,12 +131,12 @@ note: sequences of 128 tokens, the model's context, not 32768
 
 TEST_F(InspectTest, GgufThatThisBuildCannotServe) {
   const std::string path = dir_ + "/other.gguf";
-  ASSERT_TRUE(TinyLlama("phi3").Write(path));
+  ASSERT_TRUE(TinyLlama("gemma3").Write(path));
   const auto report = Report(path);
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_FALSE((*report)["servable"].get<bool>());
-  EXPECT_THAT((*report)["not_servable_because"].get<std::string>(), HasSubstr("'phi3' is not supported"));
-  EXPECT_EQ((*report)["architecture"], "phi3");
+  EXPECT_THAT((*report)["not_servable_because"].get<std::string>(), HasSubstr("'gemma3' is not supported"));
+  EXPECT_EQ((*report)["architecture"], "gemma3");
   EXPECT_EQ((*report)["layers"], 2);
   EXPECT_EQ((*report)["attention"]["kv_heads"], 2);
   EXPECT_EQ((*report)["attention"]["key_channels"], 8);
@@ -146,13 +146,13 @@ TEST_F(InspectTest, GgufThatThisBuildCannotServe) {
 
   // A type whose blocks nobody here reads: its size is known all the same.
   GgufWriter w = TinyLlama();
-  w.AddRawTensor("output.weight", 12, {256, 8}, std::string(8 * 144, '\0'));
+  w.AddRawTensor("output.weight", 11, {256, 8}, std::string(8 * 110, '\0'));
   ASSERT_TRUE(w.Write(path));
   const auto quantised = Report(path);
   ASSERT_TRUE(quantised.ok()) << quantised.status();
   EXPECT_THAT((*quantised)["not_servable_because"].get<std::string>(),
-              HasSubstr("type Q4_K is not supported"));
-  EXPECT_EQ((*quantised)["weights"]["types"]["Q4_K"]["bytes"], 8 * 144);
+              HasSubstr("type Q3_K is not supported"));
+  EXPECT_EQ((*quantised)["weights"]["types"]["Q3_K"]["bytes"], 8 * 110);
   EXPECT_FALSE((*quantised)["tied_embeddings"].get<bool>());
 }
 
@@ -332,7 +332,7 @@ TEST_F(InspectTest, SizesThatCannotBeRight) {
 TEST_F(InspectTest, SafetensorsHeaders) {
   const auto error = [&](const json& entry) {
     WriteSafetensors("x.safetensors", {{"t", entry}}, 64);
-    return std::string(ReadSafetensorsHeader(dir_ + "/x.safetensors").status().message());
+    return std::string(SafetensorsFile::Open(dir_ + "/x.safetensors").status().message());
   };
   EXPECT_EQ(error({{"dtype", "F32"}, {"shape", {4, 4}}, {"data_offsets", {0, 64}}}), "");
   EXPECT_EQ(error({{"dtype", "F32"}, {"shape", json::array()}, {"data_offsets", {0, 4}}}), "");
@@ -349,7 +349,7 @@ TEST_F(InspectTest, SafetensorsHeaders) {
   EXPECT_THAT(error({{"dtype", "F32"}, {"shape", {4}}, {"data_offsets", {16, 0}}}), HasSubstr("16 and 0"));
   EXPECT_THAT(error({{"dtype", "F32"}, {"shape", {4}}}), HasSubstr("data_offsets is missing"));
   Write("x.safetensors", GgufWriter::Raw(uint64_t{1} << 60));
-  EXPECT_THAT(std::string(ReadSafetensorsHeader(dir_ + "/x.safetensors").status().message()),
+  EXPECT_THAT(std::string(SafetensorsFile::Open(dir_ + "/x.safetensors").status().message()),
               HasSubstr("a header of 1152921504606846976 bytes in a file of 8"));
 }
 
