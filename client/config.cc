@@ -2,11 +2,15 @@
 
 #include <CLI/CLI.hpp>
 #include <cmath>
+#include <cstdlib>
 #include <string>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/version.h"
+#include "client/http_url.h"
+#include "client/hub.h"
 #include "client/inspect.h"
 
 namespace phalanx {
@@ -58,6 +62,19 @@ absl::Status Validate(const ClientConfig& c) {
   if (c.weight_dtype != "as-is" && c.weight_dtype != "f32" && c.weight_dtype != "bf16" &&
       c.weight_dtype != "fp8" && c.weight_dtype != "int4") {
     return bad("--weight-dtype '", c.weight_dtype, "' is not as-is, f32, bf16, fp8 or int4");
+  }
+  if (c.command == Command::kPull) {
+    if (absl::Status s = CheckRepository(c.repository); !s.ok()) return s;
+    if (auto url = ParseUrl(c.hub_endpoint); !url.ok()) return bad("HF_ENDPOINT ", url.status().message());
+    if (c.revision.empty() || c.revision.size() > 200) return bad("--revision is empty or over 200 bytes");
+    for (const unsigned char byte : c.hub_token) {  // it goes into a header; never shown
+      if (byte <= 0x20 || byte >= 0x7f)
+        return bad("HF_TOKEN holds what no token does: spaces or control characters");
+    }
+    if (c.retries < 0) return bad("--retries ", c.retries, " is not >= 0");
+    if (!(c.stall_seconds > 0 && c.stall_seconds <= 86400)) {
+      return bad("--stall-timeout ", c.stall_seconds, " is not in (0, 86400] seconds");
+    }
   }
   return absl::OkStatus();
 }
@@ -143,6 +160,28 @@ absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::option
       ->capture_default_str();
   inspect->add_option("--shards", c.shards, "0: the default of 8");
   inspect->callback([&c] { c.command = Command::kInspect; });
+
+  CLI::App* pull = app.add_subcommand("pull", "Fetch a model from a hub; prints its folder. No server");
+  pull->add_option("repository", c.repository, "ORG/NAME")->required();
+  pull->add_option("--revision", c.revision, "branch, tag or commit")->capture_default_str();
+  pull->add_option("--include", c.include,
+                   "only files that match the pattern (repeatable); default: what a server needs")
+      ->allow_extra_args(false);
+  pull->add_option("--exclude", c.exclude, "no files that match the pattern (repeatable)")
+      ->allow_extra_args(false);
+  pull->add_option("--output", c.output, "folder; default: models/ORG/NAME in ~/.cache/phalanx");
+  pull->add_option("--retries", c.retries, "in a row, of one file")->capture_default_str();
+  pull->add_option("--stall-timeout", c.stall_seconds, "seconds without a byte before a retry")
+      ->capture_default_str();
+  pull->add_flag("--quiet", c.quiet, "no progress");
+  pull->footer("HF_ENDPOINT is the hub's URL (default https://huggingface.co), HF_TOKEN the token for it.");
+  pull->callback([&c] {
+    c.command = Command::kPull;
+    const char* endpoint = std::getenv("HF_ENDPOINT");
+    if (endpoint != nullptr && *endpoint != '\0') c.hub_endpoint = endpoint;
+    const char* token = std::getenv("HF_TOKEN");
+    if (token != nullptr) c.hub_token = std::string(absl::StripAsciiWhitespace(token));
+  });
 
   try {
     app.parse(argc, argv);

@@ -10,7 +10,7 @@
 
 namespace phalanx {
 
-enum class Command { kChat, kStatus, kLoad, kUnload, kInspect };
+enum class Command { kChat, kStatus, kLoad, kUnload, kInspect, kPull };
 
 struct ClientConfig {
   Command command = Command::kStatus;
@@ -47,6 +47,16 @@ struct ClientConfig {
   std::string device_memory;  // of a rank, with its unit; empty: do not say what fits
   std::string kv_dtype = "bf16";
   std::string weight_dtype = "as-is";
+
+  // pull
+  std::string repository;  // ORG/NAME
+  std::string revision = "main";
+  std::string hub_endpoint = "https://huggingface.co";
+  std::string hub_token;                      // from the environment only; empty: none
+  std::vector<std::string> include, exclude;  // patterns; no include: what a server needs
+  std::string output;                         // empty: DefaultPullDirectory
+  int retries = 5;                            // in a row, of one file
+  double stall_seconds = 60;                  // without a byte from the hub
 };
 
 // InvalidArgument naming the field, its value and what is right.

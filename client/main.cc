@@ -9,11 +9,13 @@
 #include "client/config.h"
 #include "client/connection.h"
 #include "client/inspect.h"
+#include "client/pull.h"
 
 namespace {
 
 absl::Status Run(const phalanx::ClientConfig& config) {
   if (config.command == phalanx::Command::kInspect) return phalanx::RunInspect(config);
+  if (config.command == phalanx::Command::kPull) return phalanx::RunPull(config);
   auto channel = phalanx::Connect(config);
   if (!channel.ok()) return channel.status();
   switch (config.command) {
@@ -26,6 +28,7 @@ absl::Status Run(const phalanx::ClientConfig& config) {
     case phalanx::Command::kUnload:
       return phalanx::RunUnload(config, *channel);
     case phalanx::Command::kInspect:
+    case phalanx::Command::kPull:
       break;
   }
   return absl::InternalError("unknown command");
