@@ -19,7 +19,7 @@ In the folder:
                          min_gap; rope: "short" or "long" where the model has LongRoPE, which it is run with, else
                          null; fp64_difference: the largest difference of fp32 to fp64 over the largest logit, of the
                          worst row
-    dequantised[]        checkpoint, tensor (the file's own name, without .weight for a quantised module's), rows
+    dequantised[]        checkpoint, tensor (of a GGUF file its own name, of a directory the module's), shape
   references/NAME.safetensors   F32: logits/PROMPT [tokens, vocabulary] of every position of the prompt;
                          dequantised/TENSOR [first rows, columns] of some quantised tensors
 
