@@ -3,4 +3,4 @@
 // it.
 #pragma once
 
-#define PHX_ARCHITECTURES(X) X("llama", Llama) X("phi3", Phi3) X("qwen2", Qwen2)
+#define PHX_ARCHITECTURES(X) X("llama", Llama) X("phi3", Phi3) X("qwen2", Qwen2) X("deepseek2", Deepseek2)

@@ -67,16 +67,7 @@ struct Share {
   int64_t of = 1;
 };
 
-// Columns of an MLP of `columns`, cut as the plan cuts ffn_size.
-Share ColumnShare(int64_t columns, const ShardPlan& plan, const Rank& rank) {
-  const int64_t units = (columns + kFfnUnit - 1) / kFfnUnit;
-  const auto edge = [&](int64_t shard) {
-    return std::min(units * shard / plan.num_shards * kFfnUnit, columns);
-  };
-  return {edge(rank.shards.end) - edge(rank.shards.begin), columns};
-}
-
-Share ShareOf(WeightPart part, const ModelConfig& c, const ShardPlan& plan, const Rank& rank) {
+Share ShareOf(WeightPart part, const ModelConfig& c, const Rank& rank) {
   switch (part) {
     case WeightPart::kHead:
       return {rank.vocab.size(), c.vocab_size};
@@ -86,15 +77,12 @@ Share ShareOf(WeightPart part, const ModelConfig& c, const ShardPlan& plan, cons
       return {rank.kv_heads.size(), c.num_kv_heads};
     case WeightPart::kFfn:
       return {rank.ffn.size(), c.ffn_size};
-    case WeightPart::kExperts: {
+    case WeightPart::kExperts:
       if (!c.moe) return {};
-      const int64_t experts = c.moe->num_experts;
-      return {experts * rank.shards.end / plan.num_shards - experts * rank.shards.begin / plan.num_shards,
-              experts};
-    }
+      return {rank.experts.size(), c.moe->num_experts};
     case WeightPart::kSharedExperts:
       if (!c.moe || c.moe->num_shared_experts == 0) return {};
-      return ColumnShare(int64_t{c.moe->num_shared_experts} * c.moe->expert_ffn_size, plan, rank);
+      return {rank.shared_ffn.size(), int64_t{c.moe->num_shared_experts} * c.moe->expert_ffn_size};
     case WeightPart::kEmbedding:
     case WeightPart::kLatent:
     case WeightPart::kSmall:
@@ -197,6 +185,7 @@ WeightPart WeightPartOf(std::string_view name) {
 }
 
 int64_t KvChannels(const ModelConfig& config, const Rank& rank) {
+  if (rank.heads.size() == 0) return 0;
   const int64_t per_layer = config.mla ? int64_t{config.mla->kv_lora_rank} + config.mla->rope_dim
                                        : rank.kv_heads.size() * (int64_t{config.key_dim} + config.value_dim);
   return config.num_layers * per_layer;
@@ -217,7 +206,7 @@ absl::StatusOr<MemoryEstimate> EstimateMemory(const ModelConfig& config, const W
     Wide bytes = 0;
     for (int i = 0; i < kNumWeightParts; ++i) {
       const auto part = static_cast<WeightPart>(i);
-      const Share share = ShareOf(part, config, plan, rank);
+      const Share share = ShareOf(part, config, rank);
       if (share.of < 1) continue;  // a part that the model lacks
       bytes += (Wide{weights[part].bytes} * share.held + share.of - 1) / share.of;
     }

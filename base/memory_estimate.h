@@ -8,7 +8,7 @@
 // A rank holds its query heads, the KV heads they touch (a KV head whose group is cut lies on several ranks),
 // its FFN columns, a run of the experts, its rows of the output head; and whole: the embedding table (rows
 // are looked up in it; a tied head is a view of it), norms, routers, the matrices into latents. The latent
-// cache of MLA is whole on every rank.
+// cache of MLA is whole on every rank that has a query head.
 #pragma once
 
 #include <array>

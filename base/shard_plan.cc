@@ -28,7 +28,19 @@ absl::Status Validate(const ModelConfig& config, int num_shards, int num_ranks) 
     return absl::InvalidArgumentError(absl::StrCat("model has ffn_size ", config.ffn_size, " and vocab_size ",
                                                    config.vocab_size, "; neither may be negative"));
   }
+  if (config.moe && (config.moe->num_experts < 0 || config.moe->num_shared_experts < 0 ||
+                     config.moe->expert_ffn_size < 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("model has ", config.moe->num_experts, " experts and ", config.moe->num_shared_experts,
+                     " shared ones of ", config.moe->expert_ffn_size, " columns; none may be negative"));
+  }
   return absl::OkStatus();
+}
+
+// FFN columns are cut in whole units; the last may be a partial one.
+Range CutColumns(int64_t columns, int index, int parts) {
+  const Range units = Cut((columns + kFfnUnit - 1) / kFfnUnit, index, parts);
+  return {std::min(units.begin * kFfnUnit, columns), std::min(units.end * kFfnUnit, columns)};
 }
 
 // The KV heads that query heads `heads` touch; no heads touch none.
@@ -43,7 +55,7 @@ absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, int num_shard
   if (absl::Status status = Validate(config, num_shards, num_ranks); !status.ok()) return status;
 
   const int64_t group = config.num_heads / config.num_kv_heads;
-  const int64_t ffn_units = (int64_t{config.ffn_size} + kFfnUnit - 1) / kFfnUnit;
+  const MoeConfig moe = config.moe.value_or(MoeConfig());
 
   ShardPlan plan;
   plan.num_shards = num_shards;
@@ -51,10 +63,9 @@ absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, int num_shard
     Shard shard;
     shard.heads = Cut(config.num_heads, s, num_shards);
     shard.kv_heads = KvHeadsOf(shard.heads, group);
-    const Range units = Cut(ffn_units, s, num_shards);
-    // The last unit may be a partial one.
-    shard.ffn = {std::min<int64_t>(units.begin * kFfnUnit, config.ffn_size),
-                 std::min<int64_t>(units.end * kFfnUnit, config.ffn_size)};
+    shard.ffn = CutColumns(config.ffn_size, s, num_shards);
+    shard.experts = Cut(moe.num_experts, s, num_shards);
+    shard.shared_ffn = CutColumns(int64_t{moe.num_shared_experts} * moe.expert_ffn_size, s, num_shards);
     shard.vocab = Cut(config.vocab_size, s, num_shards);
     plan.shards.push_back(shard);
   }
@@ -67,6 +78,8 @@ absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, int num_shard
     rank.heads = {first.heads.begin, last.heads.end};
     rank.kv_heads = KvHeadsOf(rank.heads, group);
     rank.ffn = {first.ffn.begin, last.ffn.end};
+    rank.experts = {first.experts.begin, last.experts.end};
+    rank.shared_ffn = {first.shared_ffn.begin, last.shared_ffn.end};
     rank.vocab = {first.vocab.begin, last.vocab.end};
     for (int64_t h = rank.heads.begin; h < rank.heads.end; ++h) {
       rank.kv_head_of.push_back(static_cast<int>(h / group - rank.kv_heads.begin));
@@ -80,11 +93,16 @@ absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, int num_shard
 
 Range ShardsOfRank(int num_shards, int num_ranks, int rank) { return Cut(num_shards, rank, num_ranks); }
 
+int FirstSubtreeCount(int begin, int end) {
+  int count = 1;
+  while (begin % (2 * count) == 0 && begin + 2 * count <= end) count *= 2;
+  return count;
+}
+
 std::vector<Subtree> SubtreesOf(int begin, int end) {
   std::vector<Subtree> subtrees;
   while (begin < end) {
-    int count = 1;
-    while (begin % (2 * count) == 0 && begin + 2 * count <= end) count *= 2;
+    const int count = FirstSubtreeCount(begin, end);
     subtrees.push_back({begin, count});
     begin += count;
   }

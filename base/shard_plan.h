@@ -19,10 +19,12 @@ struct Range {
 
 // A shard may hold nothing of a kind.
 struct Shard {
-  Range heads;     // query heads
-  Range kv_heads;  // KV heads those touch (shared with neighbours where a group is cut)
-  Range ffn;       // FFN columns
-  Range vocab;     // rows of the output head
+  Range heads;            // query heads
+  Range kv_heads;         // KV heads those touch (shared with neighbours where a group is cut)
+  Range ffn;              // FFN columns
+  Range vocab;            // rows of the output head
+  Range experts = {};     // routed experts
+  Range shared_ffn = {};  // columns of the shared experts, which are one MLP side by side
   bool operator==(const Shard&) const = default;
 };
 
@@ -34,10 +36,12 @@ struct Subtree {
 };
 
 struct Rank {
-  Range shards;                       // [begin, end): contiguous, never empty
-  Range heads, kv_heads, ffn, vocab;  // unions over its shards; a KV head once
-  std::vector<int> kv_head_of;        // [heads.size()] rank-local KV head of each rank-local query head
-  std::vector<Subtree> subtrees;      // maximal aligned subtrees inside `shards`, left to right
+  Range shards;  // [begin, end): contiguous, never empty
+  // Unions over its shards, and so `experts` and `shared_ffn`; a KV head once.
+  Range heads, kv_heads, ffn, vocab;
+  std::vector<int> kv_head_of;    // [heads.size()] rank-local KV head of each rank-local query head
+  std::vector<Subtree> subtrees;  // maximal aligned subtrees inside `shards`, left to right
+  Range experts = {}, shared_ffn = {};
   bool operator==(const Rank&) const = default;
 };
 
@@ -49,8 +53,8 @@ struct ShardPlan {
 };
 
 // Cuts: shard s of S takes units [n*s/S, n*(s+1)/S) of n units, where the unit is one query head; kFfnUnit
-// FFN columns; one vocabulary row. Rank r of D takes shards [S*r/D, S*(r+1)/D). InvalidArgument (with the
-// value and what would be right) unless 1 <= num_ranks <= num_shards <= kMaxShards.
+// FFN columns; one expert; one vocabulary row. Rank r of D takes shards [S*r/D, S*(r+1)/D). InvalidArgument
+// (with the value and what would be right) unless 1 <= num_ranks <= num_shards <= kMaxShards.
 inline constexpr int kMaxShards = 64;
 inline constexpr int kDefaultShards = 8;
 inline constexpr int kFfnUnit = 32;
@@ -58,6 +62,9 @@ absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, int num_shard
 
 // The shards of rank `rank` of `num_ranks`: what MakeShardPlan gives it.
 Range ShardsOfRank(int num_shards, int num_ranks, int rank);
+
+// Shards in the first of the maximal aligned subtrees that tile shards [begin, end), which are not empty.
+int FirstSubtreeCount(int begin, int end);
 
 // The maximal aligned subtrees that tile shards [begin, end).
 std::vector<Subtree> SubtreesOf(int begin, int end);

@@ -23,6 +23,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "base/dtype.h"
 #include "base/shard_plan.h"
 #include "kernels/token_counts.h"
@@ -132,20 +133,39 @@ struct MatmulParams {
 struct ShardedMatmulParams {
   Matrix x;                              // [T, K]
   const PackedWeight* weight = nullptr;  // K-sharded
-  float* sums = nullptr;                 // [num_subtrees, T, N] contiguous
+  float* sums = nullptr;                 // [num_subtrees, T, N]; a subtree's matrix is contiguous
+  int64_t tree_stride = 0;               // elements between subtrees; 0: T * N
 };
 
-// Mixture of experts: y[t] = sum over j of weights[t, j] * (x[t] W_e^T), e = ids[t, j], in rising order of e
-// inside each subtree of shards; an expert absent from this rank (null) adds nothing.
+// y_h = x_h W_h^T for each head h: x_h are the K columns of x from h * x.cols / H, y_h the first N of the
+// y.cols / H columns of y that are the head's. The rest of both, equally many, is copied: y_h = [x_h W_h^T |
+// rest of x_h]. MLA's queries into the latent (the rest is what rotates) and values out of it.
+struct HeadMatmulParams {
+  Matrix x;                                       // [T, H * (K + rest)]
+  absl::Span<const PackedWeight* const> weights;  // [H], equal N and K, not K-sharded; host memory
+  Matrix y;                                       // [T, H * (N + rest)], no part of x
+};
+
+// Mixture of experts, with e = ids[t, j]. Without `weights`: y[t * top_k + j] = x W_e^T, zeros where another
+// rank holds e. With them: sums over j of weights[t, j] * (x W_e^T), made apart for each of the rank's
+// shards, from +0, in rising order of its experts; then shards are added inside subtrees as ShardedMatmul
+// does.
 struct GroupedMatmulParams {
-  Matrix x;                                  // [T * top_k or T, K]: see x_per_choice
-  bool x_per_choice = false;                 // x has a row per (t, j), at t * top_k + j, instead of one per t
-  std::vector<const PackedWeight*> experts;  // [E], equal N and K; null where another rank holds it
-  const int32_t* ids = nullptr;              // [T, top_k]
-  const float* weights = nullptr;            // [T, top_k] fp32; null: no combine, y has a row per (t, j)
+  Matrix x;                   // [T * top_k or T, K]: see x_per_choice
+  bool x_per_choice = false;  // x has a row per (t, j), at t * top_k + j, instead of one per t
+  // [E], equal N and K, not K-sharded; null where another rank holds it. Host memory.
+  absl::Span<const PackedWeight* const> experts;
+  const int32_t* ids = nullptr;    // [T, top_k], rising in a row
+  const float* weights = nullptr;  // [T, top_k] fp32; null: y has a row per (t, j)
   int top_k = 0;
   int64_t num_tokens = 0;  // T
-  Matrix y;                // [T, N] fp32 when combined, else [T * top_k, N] activations
+  // Activations [T * top_k, N]; with weights fp32 [T, N] of the first subtree, the others behind it.
+  Matrix y;
+  // With weights. Shard first_shard + i holds experts [expert_cuts[i], expert_cuts[i + 1]); experts beyond
+  // these are null. Host memory.
+  absl::Span<const int64_t> expert_cuts;
+  int first_shard = 0;
+  int64_t tree_stride = 0;  // elements between subtrees
 };
 
 // Expert routing (DeepSeek-V3's noaux_tc; a plain softmax top-k with one group and no bias).
@@ -157,7 +177,7 @@ struct RouteParams {
   bool sigmoid = true;            // else softmax over E
   int num_groups = 1;             // E is cut into equal groups; a group's score: sum of its two best
   int top_groups = 1;             // groups kept
-  int top_k = 1;                  // experts kept among those, best first (ties: lower id)
+  int top_k = 1;                  // experts kept among those, best first (ties: lower id); a NaN is the worst
   bool normalize = true;          // divide the kept scores by their sum
   float scale = 1.0f;             // then multiply
   int32_t* ids = nullptr;         // out [T, top_k], rising
@@ -178,15 +198,16 @@ struct EmbedParams {
   Matrix x;     // out [T, hidden]
 };
 
-// residual[t] += add[t] where add is given; then y[i] = rmsnorm(residual[rows[i]]) * weight, fp32 inside. The
-// sum of squares has one fixed order. source: https://arxiv.org/abs/1910.07467
+// residual[t] += add[t] (or add[t] + add2[t]) where given; then y[i] = rmsnorm(residual[rows[i]]) * weight,
+// fp32 inside. The sum of squares has one fixed order. source: https://arxiv.org/abs/1910.07467
 struct RmsNormParams {
   Matrix residual;                // [T, hidden], updated in place when add is given
   const float* add = nullptr;     // [T, hidden] fp32 contiguous, may be null
+  const float* add2 = nullptr;    // likewise, with add only
   const float* weight = nullptr;  // [hidden] fp32
   float eps = 1e-5f;
   const int32_t* rows = nullptr;  // [y.rows] rows of residual to normalise; null: all
-  Matrix y;                       // [T or number of rows, hidden]
+  Matrix y;                       // [T or number of rows, hidden]; may be residual itself where rows is null
 };
 
 // y = silu(gate) * up. source: https://arxiv.org/abs/2002.05202
@@ -346,6 +367,7 @@ absl::Status Validate(const EmbedParams& params);
 absl::Status Validate(const RmsNormParams& params);
 absl::Status Validate(const MatmulParams& params);
 absl::Status Validate(const ShardedMatmulParams& params);
+absl::Status Validate(const HeadMatmulParams& params);
 absl::Status Validate(const SwiGluParams& params);
 absl::Status Validate(const RopeStoreKvParams& params);
 absl::Status Validate(const AttentionParams& params);
@@ -375,6 +397,7 @@ class Ops {
   virtual absl::Status RmsNorm(const RmsNormParams& params) = 0;
   virtual absl::Status Matmul(const MatmulParams& params) = 0;
   virtual absl::Status ShardedMatmul(const ShardedMatmulParams& params) = 0;
+  virtual absl::Status HeadMatmul(const HeadMatmulParams& params) = 0;
   virtual absl::Status SwiGlu(const SwiGluParams& params) = 0;
   virtual absl::Status RopeStoreKv(const RopeStoreKvParams& params) = 0;
   virtual absl::Status Attention(const AttentionParams& params) = 0;

@@ -48,6 +48,12 @@ absl::Status CheckInRange(absl::string_view name, int64_t index, int64_t value, 
   return Invalid(name, "[", index, "] is ", value, ", must be in [", begin, ", ", end, ")");
 }
 
+// Matrices of `elements` of subtrees must not lie in each other; a stride of 0 is `elements`.
+absl::Status CheckTreeStride(absl::string_view call, int64_t stride, size_t subtrees, int64_t elements) {
+  if (stride == 0 || subtrees < 2 || stride >= elements) return absl::OkStatus();
+  return Invalid(call, ": tree_stride is ", stride, ", must be 0 or at least T * N = ", elements);
+}
+
 absl::Status CheckSource(absl::string_view name, const WeightSource& source) {
   if (source.rows < 0) return Invalid(name, ".rows is ", source.rows, ", must be at least 0");
   if (source.cols < 0) return Invalid(name, ".cols is ", source.cols, ", must be at least 0");
@@ -168,6 +174,7 @@ absl::Status Validate(const RmsNormParams& p) {
         CheckEqual("RmsNorm: y.rows (rows is null)", p.y.rows, "residual.rows", p.residual.rows));
   }
   if (!(p.eps >= 0)) return Invalid("RmsNorm: eps is ", p.eps, ", must be at least 0");
+  if (p.add2 != nullptr && p.add == nullptr) return Invalid("RmsNorm: add is null, must be set with add2");
   return CheckPointer("RmsNorm: weight", p.weight, p.y.rows == 0 ? 0 : p.y.cols);
 }
 
@@ -199,8 +206,39 @@ absl::Status Validate(const ShardedMatmulParams& p) {
   }
   PHX_RETURN_IF_ERROR(CheckMatrix("ShardedMatmul: x", p.x));
   PHX_RETURN_IF_ERROR(CheckEqual("ShardedMatmul: x.cols", p.x.cols, "weight K", p.weight->k()));
+  PHX_RETURN_IF_ERROR(
+      CheckTreeStride("ShardedMatmul", p.tree_stride, p.weight->subtrees().size(), p.x.rows * p.weight->n()));
   return CheckPointer("ShardedMatmul: sums", p.sums,
                       static_cast<int64_t>(p.weight->subtrees().size()) * p.x.rows * p.weight->n());
+}
+
+absl::Status Validate(const HeadMatmulParams& p) {
+  PHX_RETURN_IF_ERROR(CheckMatrix("HeadMatmul: x", p.x));
+  PHX_RETURN_IF_ERROR(CheckMatrix("HeadMatmul: y", p.y));
+  PHX_RETURN_IF_ERROR(CheckEqual("HeadMatmul: y.rows", p.y.rows, "x.rows", p.x.rows));
+  const auto heads = static_cast<int64_t>(p.weights.size());
+  if (heads == 0) {
+    PHX_RETURN_IF_ERROR(CheckEqual("HeadMatmul: x.cols", p.x.cols, "no heads'", 0));
+    return CheckEqual("HeadMatmul: y.cols", p.y.cols, "no heads'", 0);
+  }
+  for (size_t h = 0; h < p.weights.size(); ++h) {
+    const PackedWeight* w = p.weights[h];
+    if (w == nullptr) return Invalid("HeadMatmul: weights[", h, "] is null");
+    if (!w->subtrees().empty()) {
+      return Invalid("HeadMatmul: weights[", h, "] is K-sharded, must be packed without shard_cuts");
+    }
+    if (w->k() != p.weights[0]->k() || w->n() != p.weights[0]->n()) {
+      return Invalid("HeadMatmul: weights[", h, "] has K = ", w->k(), " and N = ", w->n(), ", must have ",
+                     p.weights[0]->k(), " and ", p.weights[0]->n(), " as weights[0]");
+    }
+  }
+  const int64_t rest = p.x.cols / heads - p.weights[0]->k();
+  if (p.x.cols % heads != 0 || rest < 0) {
+    return Invalid("HeadMatmul: x.cols is ", p.x.cols, ", must be a multiple of the ", heads,
+                   " heads, at least K = ", p.weights[0]->k(), " for each");
+  }
+  return CheckEqual("HeadMatmul: y.cols", p.y.cols, "heads * (N + x.cols / heads - K)",
+                    heads * (p.weights[0]->n() + rest));
 }
 
 absl::Status Validate(const SwiGluParams& p) {
@@ -338,6 +376,36 @@ absl::Status Validate(const RouteParams& p) {
   return CheckPointer("Route: weights", p.weights, p.num_tokens * p.top_k);
 }
 
+namespace {
+
+absl::Status CheckExpertCuts(const GroupedMatmulParams& p) {
+  const auto num_experts = static_cast<int64_t>(p.experts.size());
+  const auto num_shards = static_cast<int64_t>(p.expert_cuts.size()) - 1;
+  if (num_shards < 1) {
+    return Invalid("GroupedMatmul: expert_cuts has ", p.expert_cuts.size(),
+                   " entries, must have one more than the shards with weights");
+  }
+  PHX_RETURN_IF_ERROR(CheckAtLeast("GroupedMatmul: first_shard", p.first_shard, 0));
+  if (p.first_shard + num_shards > kMaxShards) {
+    return Invalid("GroupedMatmul: first_shard + shards is ", p.first_shard + num_shards,
+                   ", must be at most ", kMaxShards);
+  }
+  for (size_t i = 0; i < p.expert_cuts.size(); ++i) {
+    const int64_t least = i == 0 ? 0 : p.expert_cuts[i - 1];
+    PHX_RETURN_IF_ERROR(CheckInRange("GroupedMatmul: expert_cuts", static_cast<int64_t>(i), p.expert_cuts[i],
+                                     least, num_experts + 1));
+  }
+  for (int64_t e = 0; e < num_experts; ++e) {
+    if (p.experts[e] == nullptr || (e >= p.expert_cuts.front() && e < p.expert_cuts.back())) continue;
+    return Invalid("GroupedMatmul: experts[", e, "] is given, must be null outside expert_cuts' [",
+                   p.expert_cuts.front(), ", ", p.expert_cuts.back(), ")");
+  }
+  return CheckTreeStride("GroupedMatmul", p.tree_stride, static_cast<size_t>(num_shards),
+                         p.y.rows * p.y.stride);
+}
+
+}  // namespace
+
 absl::Status Validate(const GroupedMatmulParams& p) {
   PHX_RETURN_IF_ERROR(CheckMatrix("GroupedMatmul: x", p.x));
   PHX_RETURN_IF_ERROR(CheckMatrix("GroupedMatmul: y", p.y));
@@ -362,13 +430,14 @@ absl::Status Validate(const GroupedMatmulParams& p) {
                      ", must have x.cols = ", p.x.cols, " and y.cols = ", p.y.cols);
     }
   }
-  return absl::OkStatus();
+  return p.weights == nullptr ? absl::OkStatus() : CheckExpertCuts(p);
 }
 
 absl::Status CheckHostContents(const GroupedMatmulParams& p) {
   for (int64_t i = 0; i < p.num_tokens * p.top_k; ++i) {
-    PHX_RETURN_IF_ERROR(
-        CheckInRange("GroupedMatmul: ids", i, p.ids[i], 0, static_cast<int64_t>(p.experts.size())));
+    PHX_RETURN_IF_ERROR(CheckInRange("GroupedMatmul: ids", i, p.ids[i],
+                                     i % p.top_k == 0 ? 0 : p.ids[i - 1] + 1,
+                                     static_cast<int64_t>(p.experts.size())));
   }
   return absl::OkStatus();
 }

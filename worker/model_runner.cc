@@ -138,7 +138,9 @@ CollectiveNeeds CollectiveNeedsOf(const ModelConfig& config, const ShardPlan& pl
                                   const ModelRunnerOptions& options) {
   const int64_t logits =
       plan.max_vocab_share * options.max_logits_per_step * static_cast<int64_t>(sizeof(float));
-  return {.max_elements = int64_t{config.hidden_size} * options.max_tokens_per_step,
+  // Outputs of routed and of shared experts are summed in one exchange.
+  const int products = config.moe && config.moe->num_shared_experts > 0 ? 2 : 1;
+  return {.max_elements = int64_t{config.hidden_size} * options.max_tokens_per_step * products,
           .max_gather_bytes = std::max<int64_t>(logits, sizeof(RankReport))};
 }
 

@@ -28,6 +28,22 @@ void Avx2Add(float* residual, const float* add, int64_t n) {
   });
 }
 
+void Avx2AddBoth(float* residual, const float* add, const float* add2, int64_t n) {
+  ForLanes(n, [&](int64_t i, __m256i mask) {
+    const __m256 sum = _mm256_add_ps(_mm256_maskload_ps(add + i, mask), _mm256_maskload_ps(add2 + i, mask));
+    _mm256_maskstore_ps(residual + i, mask, _mm256_add_ps(_mm256_maskload_ps(residual + i, mask), sum));
+  });
+}
+
+void Avx2AddScaled(const float* x, float factor, int64_t n, float* y) {
+  const __m256 scale = _mm256_set1_ps(factor);
+  ForLanes(n, [&](int64_t i, __m256i mask) {
+    _mm256_maskstore_ps(
+        y + i, mask,
+        _mm256_fmadd_ps(scale, _mm256_maskload_ps(x + i, mask), _mm256_maskload_ps(y + i, mask)));
+  });
+}
+
 void Avx2RmsNorm(const float* x, const float* weight, float eps, int64_t n, float* y) {
   __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
   int64_t i = 0;

@@ -34,8 +34,10 @@ CpuOps::CpuOps(const OpsOptions& options, const GemmKernels& kernels)
       kernels_(kernels),
       pool_(options.num_threads),
       gemm_(pool_),
+      grouped_(pool_, gemm_),
       attention_(pool_),
       samplers_(static_cast<size_t>(options.num_threads), Sampler(kAvx2SamplingLoops)),
+      routes_(static_cast<size_t>(options.num_threads)),
       logits_(static_cast<size_t>(options.num_threads)),
       key_(static_cast<size_t>(options.num_threads)) {
   info_.backend = "cpu";
@@ -75,7 +77,10 @@ absl::Status CpuOps::RmsNorm(const RmsNormParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
   PHX_RETURN_IF_ERROR(CheckHostContents(p));
   const int64_t hidden = p.residual.cols;
-  const auto add = [&](int64_t t) { Avx2Add(RowOf(p.residual, t), p.add + t * hidden, hidden); };
+  const auto add = [&](int64_t t) {
+    if (p.add2 == nullptr) return Avx2Add(RowOf(p.residual, t), p.add + t * hidden, hidden);
+    Avx2AddBoth(RowOf(p.residual, t), p.add + t * hidden, p.add2 + t * hidden, hidden);
+  };
   const auto norm = [&](int64_t i, int64_t row) {
     Avx2RmsNorm(RowOf(p.residual, row), p.weight, p.eps, hidden, RowOf(p.y, i));
   };
@@ -106,7 +111,8 @@ absl::Status CpuOps::ShardedMatmul(const ShardedMatmulParams& p) {
   if (weight == nullptr || &weight->kernels() != &kernels_) {
     return absl::InvalidArgumentError("ShardedMatmul: weight was packed by other Ops");
   }
-  return gemm_.ShardedMatmul(p.x, *weight, p.sums);
+  return gemm_.ShardedMatmul(p.x, *weight, p.sums,
+                             p.tree_stride == 0 ? p.x.rows * weight->n() : p.tree_stride);
 }
 
 absl::Status CpuOps::SwiGlu(const SwiGluParams& p) {
@@ -158,6 +164,28 @@ absl::Status CpuOps::Attention(const AttentionParams& p) {
     return absl::InvalidArgumentError("Attention: cache was made by other Ops");
   }
   return attention_.Run(p, *cache);
+}
+
+absl::Status CpuOps::Route(const RouteParams& p) {
+  PHX_RETURN_IF_ERROR(Validate(p));
+  // Choosing costs about as much as so many elementwise operations on each score.
+  ForRows(p.num_tokens, int64_t{p.num_experts} * 8,
+          [&](int64_t t, int thread) { RouteRow(p, t, routes_[static_cast<size_t>(thread)]); });
+  return absl::OkStatus();
+}
+
+absl::Status CpuOps::GroupedMatmul(const GroupedMatmulParams& p) {
+  PHX_RETURN_IF_ERROR(Validate(p));
+  PHX_RETURN_IF_ERROR(CheckHostContents(p));
+  for (size_t e = 0; e < p.experts.size(); ++e) {
+    if (p.experts[e] == nullptr) continue;
+    const auto* weight = dynamic_cast<const CpuWeight*>(p.experts[e]);
+    if (weight == nullptr || &weight->kernels() != &kernels_) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("GroupedMatmul: experts[", e, "] was packed by other Ops"));
+    }
+  }
+  return grouped_.Run(p);
 }
 
 absl::Status CpuOps::Sample(const SampleParams& p) {

@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/cpu/cpu_attention.h"
+#include "kernels/cpu/cpu_grouped.h"
 #include "kernels/cpu/cpu_weight.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/reference/reference_ops.h"
@@ -29,6 +30,8 @@ class CpuOps : public ReferenceOps {
   absl::Status SwiGlu(const SwiGluParams& params) override;
   absl::Status RopeStoreKv(const RopeStoreKvParams& params) override;
   absl::Status Attention(const AttentionParams& params) override;
+  absl::Status Route(const RouteParams& params) override;
+  absl::Status GroupedMatmul(const GroupedMatmulParams& params) override;
   absl::Status Sample(const SampleParams& params) override;
 
  private:
@@ -40,8 +43,10 @@ class CpuOps : public ReferenceOps {
   const GemmKernels& kernels_;
   ThreadPool pool_;
   CpuGemm gemm_;
+  CpuGrouped grouped_;
   CpuAttention attention_;
   std::vector<Sampler> samplers_;           // of each thread
+  std::vector<RouteScratch> routes_;        // of each thread
   std::vector<std::vector<float>> logits_;  // of each thread
   std::vector<std::vector<float>> key_;     // of each thread
 };

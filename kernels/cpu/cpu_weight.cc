@@ -77,8 +77,9 @@ absl::Status CpuGemm::Matmul(const Matrix& x, const CpuWeight& weight, const flo
   return Run(x, weight, {static_cast<float*>(y.data), y.stride, 0, bias});
 }
 
-absl::Status CpuGemm::ShardedMatmul(const Matrix& x, const CpuWeight& weight, float* sums) {
-  return Run(x, weight, {sums, weight.n(), x.rows * weight.n(), nullptr});
+absl::Status CpuGemm::ShardedMatmul(const Matrix& x, const CpuWeight& weight, float* sums,
+                                    int64_t tree_stride) {
+  return Run(x, weight, {sums, weight.n(), tree_stride, nullptr});
 }
 
 absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Output& output) {

@@ -68,8 +68,8 @@ class CpuGemm {
 
   // y = x W^T (+ bias): weight has one segment.
   absl::Status Matmul(const Matrix& x, const CpuWeight& weight, const float* bias, const Matrix& y);
-  // sums[i] of each subtree.
-  absl::Status ShardedMatmul(const Matrix& x, const CpuWeight& weight, float* sums);
+  // sums[i] of each subtree, `tree_stride` elements apart.
+  absl::Status ShardedMatmul(const Matrix& x, const CpuWeight& weight, float* sums, int64_t tree_stride);
 
  private:
   // Where a task's results go: out of subtree i starts at out + i * tree_stride.

@@ -79,6 +79,10 @@ static constexpr int TileBegin(int rows, int num_tiles, int max_tile_rows, bool 
 
 // residual += add (may be null).
 void Avx2Add(float* residual, const float* add, int64_t n);
+// residual += add + add2.
+void Avx2AddBoth(float* residual, const float* add, const float* add2, int64_t n);
+// y += factor * x.
+void Avx2AddScaled(const float* x, float factor, int64_t n, float* y);
 // y = x / rms(x) * weight.
 void Avx2RmsNorm(const float* x, const float* weight, float eps, int64_t n, float* y);
 void Avx2SwiGlu(const float* gate, const float* up, int64_t n, float* y);

@@ -1,9 +1,11 @@
 #include "kernels/reference/reference_ops.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <utility>
 
@@ -174,7 +176,9 @@ absl::Status ReferenceOps::RmsNorm(const RmsNormParams& p) {
   if (p.add != nullptr) {
     for (int64_t t = 0; t < p.residual.rows; ++t) {
       float* row = RowOf(p.residual, t);
-      for (int64_t i = 0; i < hidden; ++i) row[i] += p.add[t * hidden + i];
+      for (int64_t i = t * hidden; i < (t + 1) * hidden; ++i) {
+        row[i - t * hidden] += p.add2 == nullptr ? p.add[i] : p.add[i] + p.add2[i];
+      }
     }
   }
   for (int64_t t = 0; t < p.y.rows; ++t) {
@@ -202,6 +206,7 @@ absl::Status ReferenceOps::Matmul(const MatmulParams& p) {
 absl::Status ReferenceOps::ShardedMatmul(const ShardedMatmulParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
   PHX_ASSIGN_OR_RETURN(const ReferenceWeight* w, Own(p.weight));
+  const int64_t tree_stride = p.tree_stride == 0 ? p.x.rows * w->n() : p.tree_stride;
   std::array<float, kMaxShards> sums;
   for (size_t i = 0; i < w->subtrees().size(); ++i) {
     const Subtree& subtree = w->subtrees()[i];
@@ -213,9 +218,23 @@ absl::Status ReferenceOps::ShardedMatmul(const ShardedMatmulParams& p) {
           sums[s] = DotFrom(0, RowOf(p.x, t) + begin, w->values.data() + n * w->k() + begin, end - begin);
         }
         for (const MergeStep& step : w->merges[i]) sums[step.left] += sums[step.right];
-        p.sums[(static_cast<int64_t>(i) * p.x.rows + t) * w->n() + n] = sums[0];
+        p.sums[static_cast<int64_t>(i) * tree_stride + t * w->n() + n] = sums[0];
       }
     }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReferenceOps::HeadMatmul(const HeadMatmulParams& p) {
+  PHX_RETURN_IF_ERROR(Validate(p));
+  if (p.weights.empty()) return absl::OkStatus();
+  const auto heads = static_cast<int64_t>(p.weights.size());
+  const int64_t k = p.weights[0]->k(), n = p.weights[0]->n(), rest = p.x.cols / heads - k;
+  for (int64_t h = 0; h < heads; ++h) {
+    const Matrix x = {static_cast<float*>(p.x.data) + h * (k + rest), p.x.rows, k, p.x.stride};
+    const Matrix y = {static_cast<float*>(p.y.data) + h * (n + rest), p.y.rows, n, p.y.stride};
+    PHX_RETURN_IF_ERROR(Matmul({.x = x, .weight = p.weights[h], .bias = nullptr, .y = y, .y_fp32 = false}));
+    for (int64_t t = 0; t < x.rows; ++t) std::copy_n(RowOf(x, t) + k, rest, RowOf(y, t) + n);
   }
   return absl::OkStatus();
 }
@@ -319,91 +338,114 @@ absl::Status ReferenceOps::Attention(const AttentionParams& p) {
 }
 
 // source: https://arxiv.org/abs/2412.19437 (section 2.1.2)
-absl::Status ReferenceOps::Route(const RouteParams& p) {
-  PHX_RETURN_IF_ERROR(Validate(p));
+void ReferenceOps::RouteRow(const RouteParams& p, int64_t t, RouteScratch& scratch) {
   const int num_experts = p.num_experts;
   const int group_size = num_experts / p.num_groups;
-  constexpr float kLowest = -std::numeric_limits<float>::infinity();
-  std::vector<float> score(num_experts), choice(num_experts), group_score(p.num_groups);
-  std::vector<int> order;
+  constexpr float kMasked = -std::numeric_limits<float>::infinity();
+  std::vector<float>& score = scratch.score;
+  std::vector<float>& choice = scratch.choice;
+  std::vector<float>& group_score = scratch.group_score;
+  std::vector<int>& order = scratch.order;
+  score.resize(num_experts);
+  choice.resize(num_experts);
+  group_score.resize(p.num_groups);
   // The first `count` of [0, n) by falling value, ties by lower index.
   const auto best = [&order](const std::vector<float>& value, int count) {
     order.resize(value.size());
-    for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return value[a] > value[b]; });
+    std::iota(order.begin(), order.end(), 0);
+    std::partial_sort(order.begin(), order.begin() + count, order.end(),
+                      [&](int a, int b) { return value[a] > value[b] || (value[a] == value[b] && a < b); });
     order.resize(count);
   };
-  for (int64_t t = 0; t < p.num_tokens; ++t) {
-    const float* logits = p.scores + t * num_experts;
-    if (p.sigmoid) {
-      for (int e = 0; e < num_experts; ++e) score[e] = 1.0f / (1.0f + Exp(-logits[e]));
-    } else {
-      const float max = *std::max_element(logits, logits + num_experts);
-      float sum = 0;
-      for (int e = 0; e < num_experts; ++e) sum += score[e] = Exp(logits[e] - max);
-      for (int e = 0; e < num_experts; ++e) score[e] /= sum;
-    }
-    for (int e = 0; e < num_experts; ++e) choice[e] = score[e] + (p.bias == nullptr ? 0.0f : p.bias[e]);
-    for (int g = 0; g < p.num_groups; ++g) {
-      float first = kLowest, second = kLowest;
-      for (int e = g * group_size; e < (g + 1) * group_size; ++e) {
-        second = std::max(second, std::min(first, choice[e]));
-        first = std::max(first, choice[e]);
-      }
-      group_score[g] = group_size == 1 ? first : first + second;
-    }
-    best(group_score, p.top_groups);
-    std::vector<bool> kept(p.num_groups);
-    for (const int g : order) kept[g] = true;
-    for (int e = 0; e < num_experts; ++e) {
-      if (!kept[e / group_size]) choice[e] = kLowest;
-    }
-    best(choice, p.top_k);
-    std::sort(order.begin(), order.end());
+  const float* logits = p.scores + t * num_experts;
+  if (p.sigmoid) {
+    for (int e = 0; e < num_experts; ++e) score[e] = 1.0f / (1.0f + Exp(-logits[e]));
+  } else {
+    const float max = *std::max_element(logits, logits + num_experts);
     float sum = 0;
-    for (const int e : order) sum += score[e];
-    for (int j = 0; j < p.top_k; ++j) {
-      p.ids[t * p.top_k + j] = order[j];
-      p.weights[t * p.top_k + j] = (p.normalize ? score[order[j]] / sum : score[order[j]]) * p.scale;
+    for (int e = 0; e < num_experts; ++e) sum += score[e] = Exp(logits[e] - max);
+    for (int e = 0; e < num_experts; ++e) score[e] /= sum;
+  }
+  for (int e = 0; e < num_experts; ++e) {
+    choice[e] = score[e] + (p.bias == nullptr ? 0.0f : p.bias[e]);
+    // Better than what is masked, so that the row's own weights tell of it.
+    if (!(choice[e] >= std::numeric_limits<float>::lowest())) {
+      choice[e] = std::numeric_limits<float>::lowest();
     }
   }
+  for (int g = 0; g < p.num_groups; ++g) {
+    float first = kMasked, second = kMasked;
+    for (int e = g * group_size; e < (g + 1) * group_size; ++e) {
+      second = std::max(second, std::min(first, choice[e]));
+      first = std::max(first, choice[e]);
+    }
+    group_score[g] = group_size == 1 ? first : first + second;
+  }
+  best(group_score, p.top_groups);
+  scratch.kept.assign(p.num_groups, false);
+  for (const int g : order) scratch.kept[g] = true;
+  for (int e = 0; e < num_experts; ++e) {
+    if (!scratch.kept[e / group_size]) choice[e] = kMasked;
+  }
+  best(choice, p.top_k);
+  std::sort(order.begin(), order.end());
+  float sum = 1e-20f;  // where all scores are zero, so are the weights
+  for (const int e : order) sum += score[e];
+  for (int j = 0; j < p.top_k; ++j) {
+    p.ids[t * p.top_k + j] = order[j];
+    p.weights[t * p.top_k + j] = (p.normalize ? score[order[j]] / sum : score[order[j]]) * p.scale;
+  }
+}
+
+absl::Status ReferenceOps::Route(const RouteParams& p) {
+  PHX_RETURN_IF_ERROR(Validate(p));
+  for (int64_t t = 0; t < p.num_tokens; ++t) RouteRow(p, t, route_);
   return absl::OkStatus();
 }
 
-// By Matmul, expert by expert in rising order: so that a row's bits do not depend on its neighbours' routes.
 absl::Status ReferenceOps::GroupedMatmul(const GroupedMatmulParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
   PHX_RETURN_IF_ERROR(CheckHostContents(p));
-  const int64_t k = p.x.cols, n = p.y.cols;
-  for (int64_t t = 0; t < p.y.rows; ++t) std::fill_n(RowOf(p.y, t), n, 0.0f);
-  for (size_t e = 0; e < p.experts.size(); ++e) {
-    if (p.experts[e] == nullptr) continue;
-    choices_.clear();
+  const int64_t n = p.y.cols;
+  // Output c of choice j of token t; 0 where another rank holds its expert.
+  const auto product = [&](int64_t t, int64_t j, int64_t c) {
+    const auto* w = static_cast<const ReferenceWeight*>(p.experts[p.ids[t * p.top_k + j]]);
+    if (w == nullptr) return 0.0f;
+    const float* x = RowOf(p.x, p.x_per_choice ? t * p.top_k + j : t);
+    return DotFrom(0, x, w->values.data() + c * w->k(), w->k());
+  };
+  for (const PackedWeight* expert : p.experts) {
+    if (expert != nullptr) PHX_RETURN_IF_ERROR(Own(expert).status());
+  }
+  if (p.weights == nullptr) {
     for (int64_t i = 0; i < p.num_tokens * p.top_k; ++i) {
-      if (p.ids[i] == static_cast<int32_t>(e)) choices_.push_back(i);
+      for (int64_t c = 0; c < n; ++c) RowOf(p.y, i)[c] = product(i / p.top_k, i % p.top_k, c);
     }
-    if (choices_.empty()) continue;
-    const auto num = static_cast<int64_t>(choices_.size());
-    rows_x_.resize(static_cast<size_t>(num * k));
-    rows_y_.resize(static_cast<size_t>(num * n));
-    for (int64_t i = 0; i < num; ++i) {
-      std::copy_n(RowOf(p.x, p.x_per_choice ? choices_[i] : choices_[i] / p.top_k), k,
-                  rows_x_.data() + i * k);
-    }
-    MatmulParams matmul;
-    matmul.x = {rows_x_.data(), num, k, k};
-    matmul.weight = p.experts[e];
-    matmul.y = {rows_y_.data(), num, n, n};
-    matmul.y_fp32 = true;
-    PHX_RETURN_IF_ERROR(Matmul(matmul));
-    for (int64_t i = 0; i < num; ++i) {
-      const float* from = rows_y_.data() + i * n;
-      if (p.weights == nullptr) {
-        std::copy_n(from, n, RowOf(p.y, choices_[i]));
-        continue;
+    return absl::OkStatus();
+  }
+  const int first_shard = p.first_shard;
+  const int end_shard = first_shard + static_cast<int>(p.expert_cuts.size()) - 1;
+  const int64_t tree_stride = p.tree_stride == 0 ? p.y.rows * p.y.stride : p.tree_stride;
+  const std::vector<Subtree> subtrees = SubtreesOf(first_shard, end_shard);
+  for (size_t i = 0; i < subtrees.size(); ++i) {
+    std::vector<Subtree> leaves;
+    for (int s = 0; s < subtrees[i].count; ++s) leaves.push_back({subtrees[i].first + s, 1});
+    const std::vector<MergeStep> merges = MergeOrder(leaves);
+    for (int64_t t = 0; t < p.num_tokens; ++t) {
+      for (int64_t c = 0; c < n; ++c) {
+        std::array<float, kMaxShards> sums = {};
+        for (int s = 0; s < subtrees[i].count; ++s) {
+          const int64_t begin = p.expert_cuts[subtrees[i].first - first_shard + s];
+          const int64_t end = p.expert_cuts[subtrees[i].first - first_shard + s + 1];
+          for (int64_t j = 0; j < p.top_k; ++j) {
+            const int32_t e = p.ids[t * p.top_k + j];
+            if (e < begin || e >= end || p.experts[e] == nullptr) continue;
+            sums[s] += p.weights[t * p.top_k + j] * product(t, j, c);
+          }
+        }
+        for (const MergeStep& step : merges) sums[step.left] += sums[step.right];
+        (RowOf(p.y, t) + static_cast<int64_t>(i) * tree_stride)[c] = sums[0];
       }
-      float* y = RowOf(p.y, choices_[i] / p.top_k);
-      for (int64_t c = 0; c < n; ++c) y[c] += p.weights[choices_[i]] * from[c];
     }
   }
   return absl::OkStatus();

@@ -33,6 +33,7 @@ class ReferenceOps : public Ops {
   absl::Status RmsNorm(const RmsNormParams& params) override;
   absl::Status Matmul(const MatmulParams& params) override;
   absl::Status ShardedMatmul(const ShardedMatmulParams& params) override;
+  absl::Status HeadMatmul(const HeadMatmulParams& params) override;
   absl::Status SwiGlu(const SwiGluParams& params) override;
   absl::Status RopeStoreKv(const RopeStoreKvParams& params) override;
   absl::Status Attention(const AttentionParams& params) override;
@@ -47,13 +48,21 @@ class ReferenceOps : public Ops {
   static void SampleRowInto(const SampleParams& params, int64_t r, Sampler& sampler,
                             std::vector<float>& logits);
 
+  struct RouteScratch {
+    std::vector<float> score, choice, group_score;
+    std::vector<bool> kept;
+    std::vector<int> order;
+  };
+  // Token t of validated params.
+  static void RouteRow(const RouteParams& params, int64_t t, RouteScratch& scratch);
+
   OpsInfo info_;
 
  private:
   Sampler sampler_;
   // Grow-only scratch.
-  std::vector<float> logits_, scores_, partial_, rows_x_, rows_y_;
-  std::vector<int64_t> choices_;
+  std::vector<float> logits_, scores_, partial_;
+  RouteScratch route_;
 };
 
 }  // namespace phalanx

@@ -69,6 +69,36 @@ std::string MergedExpression(const std::vector<Subtree>& subtrees) {
   return sums.empty() ? "" : sums[0];
 }
 
+// Experts by their ids, shared ones as one MLP; fewer of them than shards leave some without.
+TEST(ShardPlanTest, ExpertsAreTiledToo) {
+  for (const int experts : {1, 3, 8, 16, 256}) {
+    ModelConfig config = ConfigOf({"experts", 16, 16, 100, 50});
+    config.moe = MoeConfig{.num_experts = experts,
+                           .experts_per_token = 1,
+                           .expert_ffn_size = 76,
+                           .num_shared_experts = experts % 3};
+    const int shared = experts % 3 * 76;
+    std::vector<Shard> shards_of_one_rank;
+    for (int num_ranks = 1; num_ranks <= 8; ++num_ranks) {
+      const auto plan = MakeShardPlan(config, 8, num_ranks);
+      ASSERT_TRUE(plan.ok()) << plan.status();
+      if (num_ranks == 1) shards_of_one_rank = plan->shards;
+      EXPECT_EQ(plan->shards, shards_of_one_rank);
+      ExpectTiles(plan->shards, &Shard::experts, experts);
+      ExpectTiles(plan->ranks, &Rank::experts, experts);
+      ExpectTiles(plan->shards, &Shard::shared_ffn, shared);
+      ExpectTiles(plan->ranks, &Rank::shared_ffn, shared);
+      for (const Shard& shard : plan->shards) {
+        EXPECT_LE(shard.experts.size(), (experts + 7) / 8);
+        EXPECT_TRUE(shard.shared_ffn.begin == shared || shard.shared_ffn.begin % kFfnUnit == 0);
+      }
+    }
+  }
+  ModelConfig config = ConfigOf({"negative", 16, 16, 100, 50});
+  config.moe = MoeConfig{.num_experts = -1};
+  EXPECT_THAT(std::string(MakeShardPlan(config, 8, 1).status().message()), HasSubstr("-1 experts"));
+}
+
 TEST(ShardPlanTest, EveryPlanTilesTheModel) {
   for (const Shape& shape : kShapes) {
     const int group = shape.heads / shape.kv_heads;

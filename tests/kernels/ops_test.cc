@@ -66,14 +66,15 @@ TEST_P(OpsTest, RmsNorm) {
   for (const int64_t hidden : {1, 7, 8, 33, 64, 576, 1003}) {
     for (const int64_t rows : {0, 1, 3, 40}) {
       const std::vector<float> residual = random.Normal(rows * hidden, 3), add = random.Normal(rows * hidden),
-                               weight = random.Normal(hidden);
-      for (const bool with_add : {false, true}) {
+                               add2 = random.Normal(rows * hidden), weight = random.Normal(hidden);
+      for (const int num_adds : {0, 1, 2}) {
         ExpectAgree({1e-5, 1e-5, 1e-9}, "hidden " + std::to_string(hidden), [&](Ops& ops) {
           DeviceMatrix r(ops, rows, hidden, residual, 5), y(ops, rows, hidden, 2);
-          DeviceArray<float> add_a(ops, add), weight_a(ops, weight);
+          DeviceArray<float> add_a(ops, add), add2_a(ops, add2), weight_a(ops, weight);
           RmsNormParams p;
           p.residual = r.view();
-          p.add = with_add ? add_a.data() : nullptr;
+          p.add = num_adds > 0 ? add_a.data() : nullptr;
+          p.add2 = num_adds > 1 ? add2_a.data() : nullptr;
           p.weight = weight_a.data();
           p.eps = 1e-5f;
           p.y = y.view();
@@ -83,14 +84,25 @@ TEST_P(OpsTest, RmsNorm) {
           return both;
         });
       }
+      ExpectAgree({1e-5, 1e-5, 1e-9}, "in place", [&](Ops& ops) {
+        DeviceMatrix r(ops, rows, hidden, residual, 3);
+        DeviceArray<float> weight_a(ops, weight);
+        RmsNormParams p;
+        p.residual = r.view();
+        p.weight = weight_a.data();
+        p.y = r.view();
+        EXPECT_TRUE(ops.RmsNorm(p).ok());
+        return r.Get();
+      });
       if (rows < 3) continue;
       ExpectAgree({1e-5, 1e-5, 1e-9}, "chosen rows", [&](Ops& ops) {
         DeviceMatrix r(ops, rows, hidden, residual), y(ops, 4, hidden, 2);
-        DeviceArray<float> add_a(ops, add), weight_a(ops, weight);
+        DeviceArray<float> add_a(ops, add), add2_a(ops, add2), weight_a(ops, weight);
         DeviceArray<int32_t> chosen(ops, {2, 0, 2, static_cast<int32_t>(rows - 1)});
         RmsNormParams p;
         p.residual = r.view();
         p.add = add_a.data();
+        p.add2 = add2_a.data();
         p.weight = weight_a.data();
         p.rows = chosen.data();
         p.y = y.view();
@@ -118,101 +130,6 @@ TEST_P(OpsTest, SwiGlu) {
       ExpectAgree({1e-6, 1e-5, 1e-9}, "cols " + std::to_string(cols), [&](Ops& ops) {
         DeviceMatrix x(ops, rows, 2 * cols, gate_up, 7), y(ops, rows, cols, 1);
         EXPECT_TRUE(ops.SwiGlu({x.view(), y.view()}).ok());
-        return y.Get();
-      });
-    }
-  }
-}
-
-TEST_P(OpsTest, Route) {
-  Random random(11);
-  struct Case {
-    int experts, groups, top_groups, top_k;
-    bool sigmoid, bias, normalize;
-    float scale;
-  };
-  for (const Case& c :
-       {Case{8, 1, 1, 2, false, false, true, 1.0f}, Case{64, 8, 3, 6, true, true, true, 2.5f},
-        Case{16, 4, 2, 4, true, true, false, 1.0f}, Case{4, 4, 4, 4, false, false, false, 1.0f}}) {
-    const int64_t tokens = 20;
-    std::vector<float> scores = random.Normal(tokens * c.experts), bias = random.Normal(c.experts);
-    for (int e = 0; e < c.experts; ++e) scores[e] = 0;  // ties
-    ExpectAgree({1e-6, 1e-5, 1e-9}, "experts " + std::to_string(c.experts), [&](Ops& ops) {
-      DeviceArray<float> scores_a(ops, scores), bias_a(ops, bias);
-      DeviceArray<int32_t> ids(ops, std::vector<int32_t>(tokens * c.top_k, -1));
-      DeviceArray<float> weights(ops, std::vector<float>(tokens * c.top_k, kNan));
-      RouteParams p;
-      p.scores = scores_a.data();
-      p.num_tokens = tokens;
-      p.num_experts = c.experts;
-      p.bias = c.bias ? bias_a.data() : nullptr;
-      p.sigmoid = c.sigmoid;
-      p.num_groups = c.groups;
-      p.top_groups = c.top_groups;
-      p.top_k = c.top_k;
-      p.normalize = c.normalize;
-      p.scale = c.scale;
-      p.ids = ids.data();
-      p.weights = weights.data();
-      EXPECT_TRUE(ops.Route(p).ok());
-      std::vector<float> both = weights.Get();
-      const std::vector<int32_t> got = ids.Get();
-      for (int64_t t = 0; t < tokens; ++t) {
-        for (int j = 0; j < c.top_k; ++j) {
-          if (j > 0) {
-            EXPECT_LT(got[t * c.top_k + j - 1], got[t * c.top_k + j]) << "ids rise";
-          }
-          both.push_back(static_cast<float>(got[t * c.top_k + j]));
-        }
-        if (c.normalize) {
-          float sum = 0;
-          for (int j = 0; j < c.top_k; ++j) sum += both[t * c.top_k + j];
-          EXPECT_NEAR(sum, c.scale, 1e-4);
-        }
-      }
-      return both;
-    });
-  }
-}
-
-TEST_P(OpsTest, GroupedMatmul) {
-  Random random(12);
-  const int64_t n = 40, k = 70, tokens = 13;
-  const int top_k = 2, experts = 5;
-  std::vector<std::vector<float>> w;
-  for (int e = 0; e < experts; ++e) w.push_back(random.Normal(n * k));
-  std::vector<int32_t> ids;
-  for (int64_t t = 0; t < tokens; ++t) {
-    const auto first = static_cast<int32_t>(random.Below(experts - 1));
-    ids.push_back(first);
-    ids.push_back(first + 1 + static_cast<int32_t>(random.Below(experts - 1 - first)));
-  }
-  const std::vector<float> weights = random.Normal(tokens * top_k), x = random.Normal(tokens * top_k * k);
-  for (const bool per_choice : {false, true}) {
-    for (const bool combine : {false, true}) {
-      ExpectAgree(ProductTolerance(4 * k), "grouped", [&](Ops& ops) {
-        std::vector<std::unique_ptr<PackedWeight>> packed;
-        GroupedMatmulParams p;
-        for (int e = 0; e < experts; ++e) {
-          PackWeightParams pack;
-          pack.pieces = {{{w[e].data(), DType::kF32, n, k}, {0, n}}};
-          pack.cols = {0, k};
-          packed.push_back(OrDie(ops.PackWeight(pack)));
-          p.experts.push_back(e == 2 ? nullptr : packed.back().get());  // another rank holds expert 2
-        }
-        const int64_t x_rows = per_choice ? tokens * top_k : tokens;
-        DeviceMatrix x_m(ops, x_rows, k, Rows(x, k, 0, x_rows), 3);
-        DeviceMatrix y(ops, combine ? tokens : tokens * top_k, n, 2);
-        DeviceArray<int32_t> ids_a(ops, ids);
-        DeviceArray<float> weights_a(ops, weights);
-        p.x = x_m.view();
-        p.x_per_choice = per_choice;
-        p.ids = ids_a.data();
-        p.weights = combine ? weights_a.data() : nullptr;
-        p.top_k = top_k;
-        p.num_tokens = tokens;
-        p.y = y.view();
-        EXPECT_TRUE(ops.GroupedMatmul(p).ok());
         return y.Get();
       });
     }

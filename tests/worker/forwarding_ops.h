@@ -37,6 +37,7 @@ class ForwardingOps : public Ops {
   absl::Status RmsNorm(const RmsNormParams& p) override { return inner_->RmsNorm(p); }
   absl::Status Matmul(const MatmulParams& p) override { return inner_->Matmul(p); }
   absl::Status ShardedMatmul(const ShardedMatmulParams& p) override { return inner_->ShardedMatmul(p); }
+  absl::Status HeadMatmul(const HeadMatmulParams& p) override { return inner_->HeadMatmul(p); }
   absl::Status SwiGlu(const SwiGluParams& p) override { return inner_->SwiGlu(p); }
   absl::Status RopeStoreKv(const RopeStoreKvParams& p) override { return inner_->RopeStoreKv(p); }
   absl::Status Attention(const AttentionParams& p) override { return inner_->Attention(p); }

@@ -85,7 +85,8 @@ TEST(CreateModelTest, NamesAnUnknownArchitectureAndTheKnownOnes) {
   context.config = &config;
   const absl::Status status = CreateModel(context).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_EQ(status.message(), "architecture 'gemma3' is not supported; supported: llama, phi3, qwen2");
+  EXPECT_EQ(status.message(),
+            "architecture 'gemma3' is not supported; supported: llama, phi3, qwen2, deepseek2");
 }
 
 TEST(ReleasePagesTest, TheWeightsReadTheSameAfterwards) {

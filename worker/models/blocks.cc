@@ -5,69 +5,50 @@
 #include <utility>
 
 #include "base/status_macros.h"
-#include "worker/weights.h"
+#include "worker/models/packing.h"
 
 namespace phalanx {
-namespace {
 
-const Rank& RankOf(const ModelContext& context) { return context.plan->ranks[context.rank]; }
-
-// Packs rows of several matrices of equal width into one product. Null where there are no rows.
-absl::StatusOr<std::unique_ptr<PackedWeight>> PackRows(Ops* ops, const std::vector<WeightPiece>& pieces) {
-  PackWeightParams params;
-  for (const WeightPiece& piece : pieces) {
-    if (piece.rows.size() > 0) params.pieces.push_back(piece);
-  }
-  if (params.pieces.empty()) return nullptr;
-  params.cols = {0, pieces[0].source.cols};
-  PHX_ASSIGN_OR_RETURN(std::unique_ptr<PackedWeight> weight, ops->PackWeight(params));
-  for (const WeightPiece& piece : params.pieces) ReleasePages(piece.source, piece.rows);
-  return weight;
-}
-
-// Packs the rank's columns of a product whose K is sharded; shard s has columns [range(s).begin,
-// range(s).end) times `unit`.
-absl::StatusOr<std::unique_ptr<PackedWeight>> PackColumns(const ModelContext& context,
-                                                          const WeightSource& source, Range Shard::*range,
-                                                          int64_t unit) {
-  const Range& shards = RankOf(context).shards;
-  PackWeightParams params;
-  params.pieces.push_back({.source = source, .rows = {0, source.rows}});
-  params.first_shard = static_cast<int>(shards.begin);
-  for (int64_t s = shards.begin; s < shards.end; ++s) {
-    params.shard_cuts.push_back((context.plan->shards[s].*range).begin * unit);
-  }
-  params.shard_cuts.push_back((context.plan->shards[shards.end - 1].*range).end * unit);
-  params.cols = {params.shard_cuts.front(), params.shard_cuts.back()};
-  PHX_ASSIGN_OR_RETURN(std::unique_ptr<PackedWeight> weight, context.ops->PackWeight(params));
-  // Columns lie across all pages; other ranks of this process's file mapping have their own.
-  ReleasePages(source, {0, source.rows});
-  return weight;
-}
-
-// out[0, T * N) = x W^T summed over all shards of all ranks.
 absl::Status ReducedMatmul(Ops* ops, Collective* collective, Matrix x, const PackedWeight& weight,
-                           float* out) {
+                           Workspace* workspace) {
   const int64_t count = x.rows * weight.n();
   PHX_ASSIGN_OR_RETURN(float* const sums, collective->SumsBuffer(count));
   PHX_RETURN_IF_ERROR(ops->ShardedMatmul({.x = x, .weight = &weight, .sums = sums}));
-  return collective->TreeAllReduce(count, out);
+  return workspace->Reduce(collective, 1);
 }
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Create(const ModelContext& context) {
   const ModelConfig& config = *context.config;
   const Rank& rank = RankOf(context);
   const int64_t heads = rank.heads.size();
   const int64_t kv_heads = rank.kv_heads.size();
-  const int64_t wide =
-      std::max(heads * config.key_dim + kv_heads * (config.key_dim + config.value_dim), 2 * rank.ffn.size());
-  const int64_t narrow = std::max(heads * config.value_dim, rank.ffn.size());
+  int64_t wide = 2 * rank.ffn.size();
+  int64_t narrow = std::max(heads * config.value_dim, rank.ffn.size());
+  int64_t latent = 0, attended = 0, sums = 1;
+  if (!config.mla) {
+    wide = std::max(wide, heads * config.key_dim + kv_heads * (config.key_dim + config.value_dim));
+  } else if (heads > 0) {
+    const MlaConfig& mla = *config.mla;
+    const int64_t row = int64_t{mla.kv_lora_rank} + mla.rope_dim;
+    const int64_t queries = heads * config.key_dim;
+    latent = row + (mla.q_lora_rank > 0 ? mla.q_lora_rank : queries);
+    wide = std::max(wide, heads * row);
+    narrow = std::max(narrow, queries);
+    attended = heads * mla.kv_lora_rank;
+  }
+  const MoeConfig moe = config.moe.value_or(MoeConfig());
+  if (config.moe) {
+    const int64_t columns =
+        rank.experts.size() > 0 ? int64_t{moe.experts_per_token} * moe.expert_ffn_size : 0;
+    wide = std::max({wide, 2 * columns, 2 * rank.shared_ffn.size()});
+    narrow = std::max({narrow, columns, rank.shared_ffn.size()});
+    if (moe.num_shared_experts > 0) sums = 2;
+  }
   const int64_t element = BlockBytes(context.ops->activation_dtype());
 
   auto workspace = std::unique_ptr<Workspace>(new Workspace());
   workspace->hidden_size_ = config.hidden_size;
+  workspace->element_bytes_ = element;
   const auto allocate = [&](int64_t cols, int64_t element_bytes,
                             std::unique_ptr<Buffer>* buffer) -> absl::Status {
     PHX_ASSIGN_OR_RETURN(
@@ -76,11 +57,22 @@ absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Create(const ModelContext&
   };
   PHX_RETURN_IF_ERROR(allocate(config.hidden_size, element, &workspace->residual_));
   PHX_RETURN_IF_ERROR(allocate(config.hidden_size, element, &workspace->normed_));
-  PHX_RETURN_IF_ERROR(allocate(config.hidden_size, sizeof(float), &workspace->reduced_));
+  PHX_RETURN_IF_ERROR(allocate(sums * config.hidden_size, sizeof(float), &workspace->reduced_));
   PHX_RETURN_IF_ERROR(allocate(wide, element, &workspace->wide_));
   PHX_RETURN_IF_ERROR(allocate(narrow, element, &workspace->narrow_));
+  if (config.mla) {
+    PHX_RETURN_IF_ERROR(allocate(latent, element, &workspace->latent_));
+    PHX_RETURN_IF_ERROR(allocate(attended, element, &workspace->attended_));
+  }
+  if (config.moe) {
+    PHX_RETURN_IF_ERROR(allocate(moe.num_experts, sizeof(float), &workspace->scores_));
+    PHX_RETURN_IF_ERROR(allocate(moe.experts_per_token, sizeof(int32_t), &workspace->expert_ids_));
+    PHX_RETURN_IF_ERROR(allocate(moe.experts_per_token, sizeof(float), &workspace->expert_weights_));
+  }
   workspace->attention_.num_heads = static_cast<int>(heads);
-  workspace->attention_.kv_head_of = rank.kv_head_of.data();
+  // All heads share the one latent.
+  if (config.mla) workspace->latent_head_of_.assign(heads, 0);
+  workspace->attention_.kv_head_of = config.mla ? workspace->latent_head_of_.data() : rank.kv_head_of.data();
   workspace->attention_.scale =
       static_cast<float>(config.softmax_factor / std::sqrt(static_cast<double>(config.key_dim)));
   workspace->attention_.sequences.reserve(context.max_tokens);
@@ -91,6 +83,7 @@ absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Create(const ModelContext&
 
 void Workspace::Begin(const ForwardBatch& batch) {
   num_tokens_ = batch.num_tokens;
+  num_reduced_ = 0;
   attention_.sequences = batch.sequences;
   rope_.positions = batch.positions;
   rope_.rope_mode = batch.rope_mode;
@@ -99,15 +92,16 @@ void Workspace::Begin(const ForwardBatch& batch) {
 
 int64_t Workspace::bytes() const {
   int64_t bytes = 0;
-  for (const auto* buffer : {&residual_, &normed_, &reduced_, &wide_, &narrow_}) bytes += (*buffer)->bytes();
+  for (const auto* buffer : {&residual_, &normed_, &reduced_, &wide_, &narrow_, &latent_, &attended_,
+                             &scores_, &expert_ids_, &expert_weights_}) {
+    if (*buffer != nullptr) bytes += (*buffer)->bytes();
+  }
   return bytes;
 }
 
-absl::StatusOr<std::unique_ptr<Buffer>> UploadVector(Ops* ops, const std::vector<float>& values) {
-  const auto bytes = static_cast<int64_t>(values.size() * sizeof(float));
-  PHX_ASSIGN_OR_RETURN(std::unique_ptr<Buffer> buffer, ops->Allocate(bytes));
-  PHX_RETURN_IF_ERROR(ops->Copy(buffer->data(), values.data(), bytes, CopyKind::kToDevice));
-  return buffer;
+absl::Status Workspace::Reduce(Collective* collective, int products) {
+  num_reduced_ = products;
+  return collective->TreeAllReduce(products * num_tokens_ * hidden_size_, reduced());
 }
 
 absl::Status TpEmbedding::Forward(const ForwardBatch& batch, Matrix x) const {
@@ -118,21 +112,33 @@ absl::Status TpEmbedding::Forward(const ForwardBatch& batch, Matrix x) const {
                       .x = x});
 }
 
-absl::StatusOr<TpNorm> TpNorm::Create(const ModelContext& context, const std::vector<float>& weight) {
+absl::StatusOr<TpNorm> TpNorm::Create(const ModelContext& context, const std::vector<float>& weight,
+                                      float eps) {
   TpNorm norm;
   norm.ops_ = context.ops;
-  norm.eps_ = context.config->rms_eps;
+  norm.eps_ = eps;
   PHX_ASSIGN_OR_RETURN(norm.weight_, UploadVector(context.ops, weight));
   return norm;
 }
 
-absl::Status TpNorm::Forward(Matrix residual, const float* add, const int32_t* rows, Matrix y) const {
-  return ops_->RmsNorm({.residual = residual,
-                        .add = add,
+absl::Status TpNorm::Forward(const Workspace& workspace, const int32_t* rows, Matrix y) const {
+  return ops_->RmsNorm({.residual = workspace.residual(),
+                        .add = workspace.num_reduced_ > 0 ? workspace.reduced() : nullptr,
+                        .add2 = workspace.num_reduced_ > 1 ? workspace.second_reduced() : nullptr,
                         .weight = static_cast<const float*>(weight_->data()),
                         .eps = eps_,
                         .rows = rows,
                         .y = y});
+}
+
+absl::Status TpNorm::InPlace(Matrix x) const {
+  return ops_->RmsNorm({.residual = x,
+                        .add = nullptr,
+                        .add2 = nullptr,
+                        .weight = static_cast<const float*>(weight_->data()),
+                        .eps = eps_,
+                        .rows = nullptr,
+                        .y = x});
 }
 
 absl::StatusOr<TpAttention> TpAttention::Create(const ModelContext& context, int layer,
@@ -167,17 +173,12 @@ absl::StatusOr<TpAttention> TpAttention::Create(const ModelContext& context, int
   return block;
 }
 
-absl::Status TpAttention::Forward(const ForwardBatch& batch, const std::vector<const RopeTable*>& tables,
-                                  KvCache* cache, Workspace* workspace) const {
-  const int64_t rows = batch.num_tokens;
+absl::Status TpAttention::Forward(const std::vector<const RopeTable*>& tables, KvCache* cache,
+                                  Workspace* workspace) const {
   const int64_t num_heads = rank_->heads.size();
   const Matrix out = workspace->View(workspace->narrow_, num_heads * config_->value_dim);
   if (qkv_ != nullptr) {
     const Matrix qkv = workspace->View(workspace->wide_, qkv_->n());
-    const int64_t element = BlockBytes(ops_->activation_dtype());
-    const auto columns = [&](int64_t begin, int64_t cols) {
-      return Matrix{static_cast<char*>(qkv.data) + begin * element, rows, cols, qkv.stride};
-    };
     const int64_t q_cols = num_heads * config_->key_dim;
     const int64_t k_cols = rank_->kv_heads.size() * config_->key_dim;
     const int64_t v_cols = rank_->kv_heads.size() * config_->value_dim;
@@ -186,9 +187,9 @@ absl::Status TpAttention::Forward(const ForwardBatch& batch, const std::vector<c
         {.x = workspace->normed(), .weight = qkv_.get(), .bias = bias, .y = qkv, .y_fp32 = false}));
 
     RopeStoreKvParams& rope = workspace->rope_;
-    rope.q = columns(0, q_cols);
-    rope.k = columns(q_cols, k_cols);
-    rope.v = columns(q_cols + k_cols, v_cols);
+    rope.q = workspace->Columns(qkv, 0, q_cols);
+    rope.k = workspace->Columns(qkv, q_cols, k_cols);
+    rope.v = workspace->Columns(qkv, q_cols + k_cols, v_cols);
     rope.tables = tables;
     rope.cache = cache;
     rope.layer = layer_;
@@ -201,27 +202,35 @@ absl::Status TpAttention::Forward(const ForwardBatch& batch, const std::vector<c
     attention.out = out;
     PHX_RETURN_IF_ERROR(ops_->Attention(attention));
   }
-  return ReducedMatmul(ops_, collective_, out, *output_, workspace->reduced());
+  return ReducedMatmul(ops_, collective_, out, *output_, workspace);
 }
 
 int64_t TpAttention::weight_bytes() const {
   return (qkv_ == nullptr ? 0 : qkv_->bytes()) + (bias_ == nullptr ? 0 : bias_->bytes()) + output_->bytes();
 }
 
-absl::StatusOr<TpMlp> TpMlp::Create(const ModelContext& context, const Tensors& tensors) {
+absl::StatusOr<TpMlp> TpMlp::Create(const ModelContext& context, const Tensors& tensors,
+                                    Range Shard::*columns) {
   TpMlp block;
   block.ops_ = context.ops;
   block.collective_ = context.collective;
-  block.rank_ = &RankOf(context);
-  const Range columns = block.rank_->ffn;
-  PHX_ASSIGN_OR_RETURN(block.gate_up_,
-                       PackRows(context.ops, {{tensors.gate, columns}, {tensors.up, columns}}));
-  PHX_ASSIGN_OR_RETURN(block.down_, PackColumns(context, tensors.down, &Shard::ffn, 1));
+  const Range& shards = RankOf(context).shards;
+  const Range rows = {(context.plan->shards[shards.begin].*columns).begin,
+                      (context.plan->shards[shards.end - 1].*columns).end};
+  PHX_ASSIGN_OR_RETURN(block.gate_up_, PackRows(context.ops, {{tensors.gate, rows}, {tensors.up, rows}}));
+  PHX_ASSIGN_OR_RETURN(block.down_, PackColumns(context, tensors.down, columns, 1));
   return block;
 }
 
 absl::Status TpMlp::Forward(Workspace* workspace) const {
-  const Matrix y = workspace->View(workspace->narrow_, rank_->ffn.size());
+  PHX_ASSIGN_OR_RETURN(float* const sums,
+                       collective_->SumsBuffer(workspace->num_tokens() * workspace->hidden_size_));
+  PHX_RETURN_IF_ERROR(ForwardSums(workspace, sums, 0));
+  return workspace->Reduce(collective_, 1);
+}
+
+absl::Status TpMlp::ForwardSums(Workspace* workspace, float* sums, int64_t tree_stride) const {
+  const Matrix y = workspace->View(workspace->narrow_, down_->k());
   if (gate_up_ != nullptr) {
     const Matrix gate_up = workspace->View(workspace->wide_, gate_up_->n());
     PHX_RETURN_IF_ERROR(ops_->Matmul({.x = workspace->normed(),
@@ -231,7 +240,7 @@ absl::Status TpMlp::Forward(Workspace* workspace) const {
                                       .y_fp32 = false}));
     PHX_RETURN_IF_ERROR(ops_->SwiGlu({.gate_up = gate_up, .y = y}));
   }
-  return ReducedMatmul(ops_, collective_, y, *down_, workspace->reduced());
+  return ops_->ShardedMatmul({.x = y, .weight = down_.get(), .sums = sums, .tree_stride = tree_stride});
 }
 
 int64_t TpMlp::weight_bytes() const { return (gate_up_ == nullptr ? 0 : gate_up_->bytes()) + down_->bytes(); }
@@ -241,7 +250,7 @@ absl::StatusOr<TpHead> TpHead::Create(const ModelContext& context, const std::ve
   TpHead head;
   head.ops_ = context.ops;
   head.share_cols_ = context.plan->max_vocab_share;
-  PHX_ASSIGN_OR_RETURN(head.norm_, TpNorm::Create(context, norm));
+  PHX_ASSIGN_OR_RETURN(head.norm_, TpNorm::Create(context, norm, context.config->rms_eps));
   PHX_ASSIGN_OR_RETURN(head.weight_, PackRows(context.ops, {{weight, RankOf(context).vocab}}));
   return head;
 }
@@ -250,7 +259,7 @@ absl::Status TpHead::Forward(const ForwardBatch& batch, Workspace* workspace, fl
   if (weight_ == nullptr || batch.num_logits == 0) return absl::OkStatus();
   Matrix x = workspace->normed();
   x.rows = batch.num_logits;
-  PHX_RETURN_IF_ERROR(norm_.Forward(workspace->residual(), workspace->reduced(), batch.logit_rows, x));
+  PHX_RETURN_IF_ERROR(norm_.Forward(*workspace, batch.logit_rows, x));
   const Matrix y = {.data = logits, .rows = batch.num_logits, .cols = weight_->n(), .stride = share_cols_};
   return ops_->Matmul({.x = x, .weight = weight_.get(), .bias = nullptr, .y = y, .y_fp32 = true});
 }

@@ -29,31 +29,51 @@ class Workspace {
   Matrix residual() const { return View(residual_, hidden_size_); }
   // [T, hidden]: input of a block.
   Matrix normed() const { return View(normed_, hidden_size_); }
-  // [T, hidden] fp32: output of a block, summed over all ranks. Added to the residual by the next norm.
-  float* reduced() const { return static_cast<float*>(reduced_->data()); }
+  // Columns [begin, begin + cols) of a matrix of activations.
+  Matrix Columns(const Matrix& of, int64_t begin, int64_t cols) const {
+    return {static_cast<char*>(of.data) + begin * element_bytes_, of.rows, cols, of.stride};
+  }
+  // The last block's output, summed over all ranks: `products` matrices [T, hidden] fp32 that lie side by
+  // side in the ranks' sums. The next norm adds their sum to the residual.
+  absl::Status Reduce(Collective* collective, int products);
   int64_t bytes() const;
 
  private:
   friend class TpAttention;
   friend class TpMlp;
-  friend class TpHead;
+  friend class TpMla;
+  friend class TpMoe;
+  friend class TpNorm;
   Workspace() = default;
 
   Matrix View(const std::unique_ptr<Buffer>& buffer, int64_t cols) const {
     return {.data = buffer->data(), .rows = num_tokens_, .cols = cols, .stride = cols};
   }
 
+  float* reduced() const { return static_cast<float*>(reduced_->data()); }
+  float* second_reduced() const { return reduced() + num_tokens_ * hidden_size_; }
+
   int64_t hidden_size_ = 0;
+  int64_t element_bytes_ = 0;
   int64_t num_tokens_ = 0;
+  int num_reduced_ = 0;  // products that wait in reduced_
   std::unique_ptr<Buffer> residual_, normed_, reduced_;
-  // Inside a block: wide is q | k | v or gate | up, narrow the attention's output or the gated product.
+  // Inside a block: wide is q | k | v or gate | up, narrow the attention's output or the gated product. With
+  // MLA wide is the queries in the latent space, narrow the queries before that; with experts both have a row
+  // per token and choice.
   std::unique_ptr<Buffer> wide_, narrow_;
-  AttentionParams attention_;  // its sequences are the step's
+  // MLA: what goes into the latents, and the attention's output in the latent space. Else null.
+  std::unique_ptr<Buffer> latent_, attended_;
+  // Experts: fp32 scores [T, experts], ids and weights of the chosen ones. Else null.
+  std::unique_ptr<Buffer> scores_, expert_ids_, expert_weights_;
+  std::vector<int> latent_head_of_;  // MLA: kv_head_of
+  AttentionParams attention_;        // its sequences are the step's
   RopeStoreKvParams rope_;
 };
 
-// A vector of fp32 in device memory.
-absl::StatusOr<std::unique_ptr<Buffer>> UploadVector(Ops* ops, const std::vector<float>& values);
+// What waits in the workspace = x W^T summed over all shards of all ranks.
+absl::Status ReducedMatmul(Ops* ops, Collective* collective, Matrix x, const PackedWeight& weight,
+                           Workspace* workspace);
 
 class TpEmbedding {
  public:
@@ -69,9 +89,12 @@ class TpEmbedding {
 class TpNorm {
  public:
   // weight: [hidden].
-  static absl::StatusOr<TpNorm> Create(const ModelContext& context, const std::vector<float>& weight);
-  // residual += add where add is given; y = rmsnorm(residual[rows]), all rows where rows is null.
-  absl::Status Forward(Matrix residual, const float* add, const int32_t* rows, Matrix y) const;
+  static absl::StatusOr<TpNorm> Create(const ModelContext& context, const std::vector<float>& weight,
+                                       float eps);
+  // The residual += the last block's output; y = rmsnorm(residual[rows]), all rows where rows is null.
+  absl::Status Forward(const Workspace& workspace, const int32_t* rows, Matrix y) const;
+  // x = rmsnorm(x).
+  absl::Status InPlace(Matrix x) const;
   int64_t weight_bytes() const { return weight_->bytes(); }
 
  private:
@@ -90,9 +113,9 @@ class TpAttention {
     std::vector<float> q_bias, k_bias, v_bias;
   };
   static absl::StatusOr<TpAttention> Create(const ModelContext& context, int layer, const Tensors& tensors);
-  // workspace->reduced() = attention(workspace->normed()) over all ranks. `tables` holds one RoPE table per
-  // mode.
-  absl::Status Forward(const ForwardBatch& batch, const std::vector<const RopeTable*>& tables, KvCache* cache,
+  // Leaves attention(workspace->normed()), over all ranks, in the workspace. `tables` holds one RoPE table
+  // per mode.
+  absl::Status Forward(const std::vector<const RopeTable*>& tables, KvCache* cache,
                        Workspace* workspace) const;
   int64_t weight_bytes() const;
 
@@ -114,15 +137,18 @@ class TpMlp {
     WeightSource gate, up;  // [ffn, hidden]
     WeightSource down;      // [hidden, ffn]
   };
-  static absl::StatusOr<TpMlp> Create(const ModelContext& context, const Tensors& tensors);
-  // workspace->reduced() = mlp(workspace->normed()) over all ranks.
+  // `columns`: how the plan cuts this MLP.
+  static absl::StatusOr<TpMlp> Create(const ModelContext& context, const Tensors& tensors,
+                                      Range Shard::*columns);
+  // Leaves mlp(workspace->normed()), over all ranks, in the workspace.
   absl::Status Forward(Workspace* workspace) const;
+  // This rank's sums alone, see ShardedMatmulParams.
+  absl::Status ForwardSums(Workspace* workspace, float* sums, int64_t tree_stride) const;
   int64_t weight_bytes() const;
 
  private:
   Ops* ops_ = nullptr;
   Collective* collective_ = nullptr;
-  const Rank* rank_ = nullptr;
   std::unique_ptr<PackedWeight> gate_up_;  // null where the rank holds no columns
   std::unique_ptr<PackedWeight> down_;
 };
@@ -133,7 +159,7 @@ class TpHead {
   // norm: [hidden]; weight: [vocab, hidden].
   static absl::StatusOr<TpHead> Create(const ModelContext& context, const std::vector<float>& norm,
                                        const WeightSource& weight);
-  // Adds workspace->reduced() to the residual. logits: see Model::Forward.
+  // Adds the last block's output to the residual. logits: see Model::Forward.
   absl::Status Forward(const ForwardBatch& batch, Workspace* workspace, float* logits) const;
   int64_t weight_bytes() const;
 

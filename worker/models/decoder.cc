@@ -1,4 +1,4 @@
-#include "worker/models/dense.h"
+#include "worker/models/decoder.h"
 
 #include <utility>
 
@@ -10,42 +10,71 @@ namespace {
 
 struct Tensors {
   WeightSource embedding;
-  std::vector<DenseLayerTensors> layers;
+  std::vector<LayerTensors> layers;
   std::vector<float> norm;
   WeightSource head;
 };
 
-absl::StatusOr<Tensors> FindTensors(const ModelContext& context, const FindDenseLayer& find_layer) {
+absl::StatusOr<Tensors> FindTensors(const ModelContext& context, const FindLayer& find_layer) {
   const ModelConfig& config = *context.config;
   TensorFinder finder(*context.checkpoint);
   Tensors tensors;
   tensors.embedding = finder.Matrix("model.embed_tokens", config.vocab_size, config.hidden_size);
   for (int i = 0; i < config.num_layers; ++i) {
     const std::string prefix = absl::StrCat("model.layers.", i, ".");
-    DenseLayerTensors layer;
+    LayerTensors layer;
     layer.attention_norm = finder.Vector(prefix + "input_layernorm.weight", config.hidden_size);
     layer.mlp_norm = finder.Vector(prefix + "post_attention_layernorm.weight", config.hidden_size);
-    find_layer(finder, prefix, &layer);
+    find_layer(finder, i, prefix, &layer);
     tensors.layers.push_back(std::move(layer));
   }
   tensors.norm = finder.Vector("model.norm.weight", config.hidden_size);
   tensors.head = config.tied_embeddings ? tensors.embedding
                                         : finder.Matrix("lm_head", config.vocab_size, config.hidden_size);
   finder.Allow("rope_f");  // rope_freqs, rope_factors_long and _short: read with the config
+  for (int i = config.num_layers; i < config.num_layers + config.num_mtp_layers; ++i) {
+    finder.Allow(absl::StrCat("model.layers.", i, "."));
+    finder.Allow(absl::StrCat("blk.", i, "."));
+  }
   PHX_RETURN_IF_ERROR(finder.Finish());
   return tensors;
 }
 
-struct DenseLayer {
+struct Layer {
   TpNorm attention_norm;
-  TpAttention attention;
+  std::variant<TpAttention, TpMla> attention;
   TpNorm mlp_norm;
-  TpMlp mlp;
+  std::variant<TpMlp, TpMoe> mlp;
+
+  int64_t weight_bytes() const {
+    const auto bytes = [](const auto& block) { return block.weight_bytes(); };
+    return attention_norm.weight_bytes() + mlp_norm.weight_bytes() + std::visit(bytes, attention) +
+           std::visit(bytes, mlp);
+  }
 };
 
-class Dense : public Model {
+absl::StatusOr<Layer> CreateLayer(const ModelContext& context, int index, const LayerTensors& from) {
+  Layer layer;
+  const float eps = context.config->rms_eps;
+  PHX_ASSIGN_OR_RETURN(layer.attention_norm, TpNorm::Create(context, from.attention_norm, eps));
+  if (const auto* mla = std::get_if<TpMla::Tensors>(&from.attention); mla != nullptr) {
+    PHX_ASSIGN_OR_RETURN(layer.attention, TpMla::Create(context, index, *mla));
+  } else {
+    PHX_ASSIGN_OR_RETURN(layer.attention,
+                         TpAttention::Create(context, index, std::get<TpAttention::Tensors>(from.attention)));
+  }
+  PHX_ASSIGN_OR_RETURN(layer.mlp_norm, TpNorm::Create(context, from.mlp_norm, eps));
+  if (const auto* moe = std::get_if<TpMoe::Tensors>(&from.mlp); moe != nullptr) {
+    PHX_ASSIGN_OR_RETURN(layer.mlp, TpMoe::Create(context, *moe));
+  } else {
+    PHX_ASSIGN_OR_RETURN(layer.mlp, TpMlp::Create(context, std::get<TpMlp::Tensors>(from.mlp), &Shard::ffn));
+  }
+  return layer;
+}
+
+class Decoder : public Model {
  public:
-  Dense(const ModelContext& context, const WeightSource& embedding)
+  Decoder(const ModelContext& context, const WeightSource& embedding)
       : context_(context), embedding_(context, embedding) {}
 
   absl::Status Init(const Tensors& tensors) {
@@ -55,15 +84,9 @@ class Dense : public Model {
                            context_.ops->MakeRopeTable(rope, context_.context_length));
       rope_table_views_.push_back(rope_tables_.back().get());
     }
-    for (const DenseLayerTensors& from : tensors.layers) {
-      DenseLayer layer;
-      PHX_ASSIGN_OR_RETURN(layer.attention_norm, TpNorm::Create(context_, from.attention_norm));
-      PHX_ASSIGN_OR_RETURN(layer.attention,
-                           TpAttention::Create(context_, static_cast<int>(layers_.size()), from.attention));
-      PHX_ASSIGN_OR_RETURN(layer.mlp_norm, TpNorm::Create(context_, from.mlp_norm));
-      PHX_ASSIGN_OR_RETURN(layer.mlp, TpMlp::Create(context_, from.mlp));
-      weight_bytes_ += layer.attention_norm.weight_bytes() + layer.attention.weight_bytes() +
-                       layer.mlp_norm.weight_bytes() + layer.mlp.weight_bytes();
+    for (const LayerTensors& from : tensors.layers) {
+      PHX_ASSIGN_OR_RETURN(Layer layer, CreateLayer(context_, static_cast<int>(layers_.size()), from));
+      weight_bytes_ += layer.weight_bytes();
       layers_.push_back(std::move(layer));
     }
     PHX_ASSIGN_OR_RETURN(head_, TpHead::Create(context_, tensors.norm, tensors.head));
@@ -73,8 +96,16 @@ class Dense : public Model {
 
   KvCacheShape kv_shape(int block_size) const override {
     const ModelConfig& config = *context_.config;
+    const Rank& rank = context_.plan->ranks[context_.rank];
+    if (config.mla) {
+      return {.num_layers = config.num_layers,
+              .num_kv_heads = rank.heads.size() > 0 ? 1 : 0,
+              .key_dim = config.mla->kv_lora_rank + config.mla->rope_dim,
+              .value_dim = 0,
+              .block_size = block_size};
+    }
     return {.num_layers = config.num_layers,
-            .num_kv_heads = static_cast<int>(context_.plan->ranks[context_.rank].kv_heads.size()),
+            .num_kv_heads = static_cast<int>(rank.kv_heads.size()),
             .key_dim = config.key_dim,
             .value_dim = config.value_dim,
             .block_size = block_size};
@@ -86,13 +117,13 @@ class Dense : public Model {
     Workspace& work = *workspace_;
     work.Begin(batch);
     PHX_RETURN_IF_ERROR(embedding_.Forward(batch, work.residual()));
-    const float* add = nullptr;
-    for (const DenseLayer& layer : layers_) {
-      PHX_RETURN_IF_ERROR(layer.attention_norm.Forward(work.residual(), add, nullptr, work.normed()));
-      PHX_RETURN_IF_ERROR(layer.attention.Forward(batch, rope_table_views_, cache, &work));
-      add = work.reduced();
-      PHX_RETURN_IF_ERROR(layer.mlp_norm.Forward(work.residual(), add, nullptr, work.normed()));
-      PHX_RETURN_IF_ERROR(layer.mlp.Forward(&work));
+    for (const Layer& layer : layers_) {
+      PHX_RETURN_IF_ERROR(layer.attention_norm.Forward(work, nullptr, work.normed()));
+      PHX_RETURN_IF_ERROR(
+          std::visit([&](const auto& block) { return block.Forward(rope_table_views_, cache, &work); },
+                     layer.attention));
+      PHX_RETURN_IF_ERROR(layer.mlp_norm.Forward(work, nullptr, work.normed()));
+      PHX_RETURN_IF_ERROR(std::visit([&](const auto& block) { return block.Forward(&work); }, layer.mlp));
     }
     return head_.Forward(batch, &work, logits);
   }
@@ -103,7 +134,7 @@ class Dense : public Model {
   std::vector<std::unique_ptr<RopeTable>> rope_tables_;
   std::vector<const RopeTable*> rope_table_views_;
   TpEmbedding embedding_;
-  std::vector<DenseLayer> layers_;
+  std::vector<Layer> layers_;
   TpHead head_;
   int64_t weight_bytes_ = 0;
 };
@@ -111,12 +142,12 @@ class Dense : public Model {
 }  // namespace
 
 void FindSeparateMatrices(const ModelConfig& config, TensorFinder& finder, const std::string& prefix,
-                          DenseLayerTensors* layer) {
+                          LayerTensors* layer) {
   const int64_t hidden = config.hidden_size;
   const int64_t q_rows = int64_t{config.num_heads} * config.key_dim;
   const int64_t k_rows = int64_t{config.num_kv_heads} * config.key_dim;
   const int64_t v_rows = int64_t{config.num_kv_heads} * config.value_dim;
-  TpAttention::Tensors& attention = layer->attention;
+  TpAttention::Tensors attention;
   attention.q = finder.Matrix(prefix + "self_attn.q_proj", q_rows, hidden);
   attention.k = finder.Matrix(prefix + "self_attn.k_proj", k_rows, hidden);
   attention.v = finder.Matrix(prefix + "self_attn.v_proj", v_rows, hidden);
@@ -129,15 +160,21 @@ void FindSeparateMatrices(const ModelConfig& config, TensorFinder& finder, const
   attention.v_bias = bias("self_attn.v_proj.bias", v_rows);
   attention.output =
       finder.Matrix(prefix + "self_attn.o_proj", hidden, int64_t{config.num_heads} * config.value_dim);
-  layer->mlp.gate = finder.Matrix(prefix + "mlp.gate_proj", config.ffn_size, hidden);
-  layer->mlp.up = finder.Matrix(prefix + "mlp.up_proj", config.ffn_size, hidden);
-  layer->mlp.down = finder.Matrix(prefix + "mlp.down_proj", hidden, config.ffn_size);
+  layer->attention = std::move(attention);
+  layer->mlp = FindMlp(config, finder, prefix + "mlp.", config.ffn_size);
 }
 
-absl::StatusOr<std::unique_ptr<Model>> CreateDense(const ModelContext& context,
-                                                   const FindDenseLayer& find_layer) {
+TpMlp::Tensors FindMlp(const ModelConfig& config, TensorFinder& finder, const std::string& prefix,
+                       int64_t columns) {
+  return {.gate = finder.Matrix(prefix + "gate_proj", columns, config.hidden_size),
+          .up = finder.Matrix(prefix + "up_proj", columns, config.hidden_size),
+          .down = finder.Matrix(prefix + "down_proj", config.hidden_size, columns)};
+}
+
+absl::StatusOr<std::unique_ptr<Model>> CreateDecoder(const ModelContext& context,
+                                                     const FindLayer& find_layer) {
   PHX_ASSIGN_OR_RETURN(const Tensors tensors, FindTensors(context, find_layer));
-  auto model = std::make_unique<Dense>(context, tensors.embedding);
+  auto model = std::make_unique<Decoder>(context, tensors.embedding);
   PHX_RETURN_IF_ERROR(model->Init(tensors));
   return model;
 }
