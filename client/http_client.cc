@@ -13,6 +13,7 @@
 #include <boost/beast/http.hpp>
 #include <boost/beast/ssl.hpp>
 #include <chrono>
+#include <cstdlib>
 #include <limits>
 
 #include "absl/status/status.h"
@@ -43,6 +44,17 @@ bool IsAddress(const std::string& host) {
   error_code error;
   asio::ip::make_address(host, error);
   return !error;
+}
+
+// Why there may be no direct way out.
+std::string ProxyHint() {
+  for (const char* name :
+       {"HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"}) {
+    const char* value = std::getenv(name);
+    if (value != nullptr && *value != '\0')
+      return absl::StrCat(" (", name, " is set, but proxies are not used)");
+  }
+  return "";
 }
 
 class BeastResponse final : public HttpResponse {
@@ -128,7 +140,7 @@ class BeastResponse final : public HttpResponse {
 
   absl::Status Connect() {
     const auto none = [this](const std::string& why) {
-      return absl::UnavailableError(absl::StrCat("no connection to ", url_.Origin(), ": ", why));
+      return absl::UnavailableError(absl::StrCat("no connection to ", url_.Origin(), ": ", why, ProxyHint()));
     };
     // Not cancellable: it ends at the latest with the system's resolver, whose own deadline is short.
     tcp::resolver resolver(io_);
@@ -141,7 +153,8 @@ class BeastResponse final : public HttpResponse {
                            });
     io_.run();
     if (error == asio::error::host_not_found || error == asio::error::no_data) {
-      return absl::NotFoundError(absl::StrCat("no such host: ", Quote(url_.host), " of ", url_.Origin()));
+      return absl::NotFoundError(
+          absl::StrCat("no such host: ", Quote(url_.host), " of ", url_.Origin(), ProxyHint()));
     }
     if (error) return none(absl::StrCat("its name cannot be looked up: ", error.message()));
     size_t tried = 0;

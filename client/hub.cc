@@ -112,6 +112,7 @@ absl::Status ParseFile(const json& entry, const std::string& where, HubFile* fil
   std::string sha256;
   PHX_RETURN_IF_ERROR(pointer.OptionalString("sha256", &sha256));
   if (sha256.empty()) PHX_RETURN_IF_ERROR(pointer.OptionalString("oid", &sha256));
+  if (sha256.starts_with("sha256:")) sha256.erase(0, 7);
   file->hash = FileHash::Of(FileHash::Kind::kSha256, sha256);
   if (!sha256.empty() && file->hash.kind == FileHash::Kind::kNone) {
     return pointer.Bad("sha256", json(sha256), "64 hexadecimal digits");
@@ -166,7 +167,11 @@ absl::StatusOr<HubListing> ParseListing(std::string_view text, const std::string
   const JsonKeys keys(listing, where);
   HubListing out{.commit = revision, .files = {}};
   PHX_RETURN_IF_ERROR(keys.OptionalString("sha", &out.commit));
-  if (out.commit.empty()) return keys.Bad("sha", json(out.commit), "the name of a commit");
+  const bool has_control = std::any_of(out.commit.begin(), out.commit.end(),
+                                       [](unsigned char c) { return c <= 0x20 || c >= 0x7f; });
+  if (out.commit.empty() || out.commit.size() > 200 || has_control) {
+    return keys.Bad("sha", json(out.commit), "the name of a commit");
+  }
   const json* siblings = keys.Find("siblings");
   if (siblings == nullptr) return keys.Missing("siblings", "an array of files");
   if (!siblings->is_array()) return keys.Bad("siblings", *siblings, "an array of files");

@@ -60,8 +60,7 @@ class Retries {
     const auto code =
         absl::IsAborted(attempt.status) ? absl::StatusCode::kUnavailable : attempt.status.code();
     if (failures_ >= limit_) {
-      return absl::Status(
-          code, absl::StrCat(attempt.status.message(), " (gave up after ", failures_ + 1, " tries)"));
+      return absl::Status(code, absl::StrCat(attempt.status.message(), " (tries: ", failures_ + 1, ")"));
     }
     const double wait = attempt.retry_after.value_or(std::min(
         kFirstWaitSeconds * static_cast<double>(int64_t{1} << std::min(failures_, 20)), kMaxWaitSeconds));

@@ -161,6 +161,9 @@ TEST(HubTest, Listing) {
   EXPECT_EQ(listing->files[1].hash, (FileHash{FileHash::Kind::kSha256, kSha256}));
   EXPECT_EQ(listing->files[2].size, std::nullopt);
   EXPECT_EQ(listing->files[2].hash.kind, FileHash::Kind::kNone);
+  const auto oid = Parse(R"({"siblings": [{"rfilename": "x", "lfs": {"oid": "sha256:)" + kSha256 + R"("}}]})");
+  ASSERT_TRUE(oid.ok()) << oid.status();
+  EXPECT_EQ(oid->files[0].hash, (FileHash{FileHash::Kind::kSha256, kSha256}));
   EXPECT_EQ(Parse(R"({"siblings": []})")->commit, "main");
 }
 
@@ -170,6 +173,7 @@ TEST(HubTest, BadListings) {
   EXPECT_THAT(error("[]"), HasSubstr("must be an object"));
   EXPECT_THAT(error("{}"), HasSubstr("siblings"));
   EXPECT_THAT(error(R"({"sha": 5, "siblings": []})"), HasSubstr("sha"));
+  EXPECT_THAT(error(R"({"sha": "\u001b[2J", "siblings": []})"), HasSubstr("sha"));
   EXPECT_THAT(error(R"({"siblings": {}})"), HasSubstr("siblings"));
   EXPECT_THAT(error(R"({"siblings": [5]})"), HasSubstr("siblings[0]"));
   EXPECT_THAT(error(R"({"siblings": [{}]})"), HasSubstr("rfilename"));

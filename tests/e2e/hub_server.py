@@ -44,7 +44,7 @@ class Hub:
         self.served = {}           # path -> bytes that differ from those listed
         self.etags = False         # X-Linked-Etag with a file's SHA-256
         self.ranges = True
-        self.chunked = False
+        self.framing = "length"    # of bodies; "chunked", "close": they end with the connection
         self.hang = set()          # paths that get a head and nothing more
         self.requests = []
         self.over = threading.Event()
@@ -123,7 +123,9 @@ class Hub:
             begin = int(asked.removeprefix("bytes=").removesuffix("-"))
             if begin >= len(data):
                 return refuse(416, {"Content-Range": f"bytes */{len(data)}"})
-        headers = {"Transfer-Encoding": "chunked"} if self.chunked else {"Content-Length": str(len(data) - begin)}
+        chunked = self.framing == "chunked"
+        headers = {"length": {"Content-Length": str(len(data) - begin)}, "close": {"Connection": "close"},
+                   "chunked": {"Transfer-Encoding": "chunked"}}[self.framing]
         if self.etags and name in self.files:
             headers["X-Linked-Etag"] = f'"{hashlib.sha256(self.files[name]).hexdigest()}"'
         if begin:
@@ -138,12 +140,12 @@ class Hub:
         body = body[:cut]
         for at in range(0, len(body), 70_000):
             piece = body[at:at + 70_000]
-            handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if self.chunked else piece)
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
             request.sent += len(piece)
         if cut is not None:
             handler.close_connection = True
             handler.wfile.flush()
             handler.connection.shutdown(socket.SHUT_RDWR)
-        elif self.chunked:
+        elif chunked:
             handler.wfile.write(b"0\r\n\r\n")
         return None

@@ -109,7 +109,7 @@ def test_goes_on_where_the_connection_broke(hub, out):
 
 def test_the_next_pull_goes_on(hub, out):
     hub.cuts["model.safetensors"] = [120_000]
-    fails(pull(hub, "--output", out, "--retries", "0"), "UNAVAILABLE", "model.safetensors", "1 tries")
+    fails(pull(hub, "--output", out, "--retries", "0"), "UNAVAILABLE", "model.safetensors", "tries: 1")
     assert (out / "model.safetensors.incomplete").read_bytes() == WEIGHTS[:120_000]
     assert not (out / "model.safetensors").exists()
     hub.requests.clear()
@@ -135,11 +135,13 @@ def test_a_server_without_ranges(hub, out):
     assert [request.status for request in hub.asked("/model.safetensors")] == [200, 200]
 
 
-def test_chunked(hub, out):
-    hub.chunked = True
+@pytest.mark.parametrize("framing", ["chunked", "close"])
+def test_bodies_without_a_length(hub, out, framing):
+    hub.framing = framing
     hub.cuts["model.safetensors"] = [150_000]
     works(pull(hub, "--output", out), out)
     assert tree(out) == {name: FILES[name] for name in WANTED}
+    assert sum(request.sent for request in hub.asked("/model.safetensors")) == len(WEIGHTS)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -154,7 +156,7 @@ def test_damaged_on_the_way(hub, out, name):
 def test_another_length_than_listed(hub, out):
     hub.served["model.safetensors"] = WEIGHTS + b"more"
     fails(pull(hub, "--output", out), "DATA_LOSS", "model.safetensors", "300000", "300004")
-    hub.chunked = True
+    hub.framing = "chunked"
     fails(pull(hub, "--output", out), "DATA_LOSS", "model.safetensors", "300000", "more")
 
 
