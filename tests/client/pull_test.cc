@@ -161,7 +161,8 @@ TEST(HubTest, Listing) {
   EXPECT_EQ(listing->files[1].hash, (FileHash{FileHash::Kind::kSha256, kSha256}));
   EXPECT_EQ(listing->files[2].size, std::nullopt);
   EXPECT_EQ(listing->files[2].hash.kind, FileHash::Kind::kNone);
-  const auto oid = Parse(R"({"siblings": [{"rfilename": "x", "lfs": {"oid": "sha256:)" + kSha256 + R"("}}]})");
+  const auto oid =
+      Parse(R"({"siblings": [{"rfilename": "x", "lfs": {"oid": "sha256:)" + kSha256 + R"("}}]})");
   ASSERT_TRUE(oid.ok()) << oid.status();
   EXPECT_EQ(oid->files[0].hash, (FileHash{FileHash::Kind::kSha256, kSha256}));
   EXPECT_EQ(Parse(R"({"siblings": []})")->commit, "main");
