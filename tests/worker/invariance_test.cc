@@ -12,6 +12,7 @@
 #include "gtest/gtest.h"
 #include "tests/worker/forwarding_ops.h"
 #include "tests/worker/test_group.h"
+#include "tests/worker/tiny_classes.h"
 #include "tests/worker/tiny_model.h"
 
 namespace phalanx {
@@ -90,6 +91,11 @@ class Property {
   }
 
  private:
+  // Neighbours have different ones where there are several.
+  static uint32_t ModeOf(uint32_t sequence, const TestGroup& group) {
+    return sequence % static_cast<uint32_t>(group.config().rope.size());
+  }
+
   // Fills in sequences_: each prefilled at once, then decoded token by token from what was sampled.
   absl::Status RunAlone(int count) {
     PHX_ASSIGN_OR_RETURN(const auto group, TestGroup::Create(file_, options_));
@@ -106,10 +112,13 @@ class Property {
         const auto size = static_cast<int64_t>(input.size());
         const auto position = static_cast<int64_t>(sequence.logits.size());
         tables.Grow(&plan, id, position + size);
-        plan.rows.push_back({.sequence = id,
-                             .first_position = static_cast<int32_t>(position),
-                             .tokens = input,
-                             .logit_offsets = AllOffsets(size)});
+        PlanRow row;
+        row.sequence = id;
+        row.first_position = static_cast<int32_t>(position);
+        row.tokens = input;
+        row.logit_offsets = AllOffsets(size);
+        row.rope_mode = ModeOf(id, *group);
+        plan.rows.push_back(std::move(row));
         tables.Finish(&plan);
         std::vector<float> logits;
         PHX_ASSIGN_OR_RETURN(const StepResult result,
@@ -160,6 +169,7 @@ class Property {
         PlanRow row;
         row.sequence = id;
         row.first_position = static_cast<int32_t>(done[id]);
+        row.rope_mode = ModeOf(id, *group);
         row.tokens.assign(sequence.tokens.begin() + done[id], sequence.tokens.begin() + done[id] + size);
         if (done[id] >= sequence.prompt_size && last_logits[id] >= 0 && random_() % 2 == 0) {
           row.tokens[0] = -1 - last_logits[id];
@@ -277,6 +287,64 @@ TEST_P(InvarianceTest, EvenWithElevenShards) {
   property.options().num_shards = 11;
   const absl::StatusOr<std::string> violation =
       property.FindViolation({{.batch = 3}, {.num_ranks = 2, .batch = 3}, {.num_ranks = 4, .batch = 3}});
+  ASSERT_TRUE(violation.ok()) << violation.status();
+  EXPECT_EQ(*violation, "");
+}
+
+// Every number of ranks. The first two sequences are long.
+std::vector<Variation> EveryNumberOfRanks() {
+  std::vector<Variation> variations = {{.num_threads = 2, .batch = 4}};
+  for (int ranks = 1; ranks <= kDefaultShards; ++ranks) {
+    variations.push_back({.num_ranks = ranks, .batch = 4});
+  }
+  return variations;
+}
+
+TEST_P(InvarianceTest, OfPhi3WithBothRopeModesInOneBatch) {
+  const auto model = TinyPhi3();
+  Property property(*model, ops());
+  const absl::StatusOr<std::string> violation = property.FindViolation(EveryNumberOfRanks());
+  ASSERT_TRUE(violation.ok()) << violation.status();
+  EXPECT_EQ(*violation, "");
+}
+
+TEST_P(InvarianceTest, OfQwen2) {
+  const auto model = TinyQwen2();
+  Property property(*model, ops());
+  const absl::StatusOr<std::string> violation = property.FindViolation(EveryNumberOfRanks());
+  ASSERT_TRUE(violation.ok()) << violation.status();
+  EXPECT_EQ(*violation, "");
+}
+
+TEST_P(InvarianceTest, OfDeepseek) {
+  const auto model = TinyDeepseek({});
+  Property property(*model, ops());
+  const absl::StatusOr<std::string> violation = property.FindViolation(EveryNumberOfRanks());
+  ASSERT_TRUE(violation.ok()) << violation.status();
+  EXPECT_EQ(*violation, "");
+}
+
+// Ranks without heads, which hold no cache; without experts; no latent of the queries, no shared experts.
+TEST_P(InvarianceTest, OfDeepseekWhereRanksHoldNothing) {
+  TinyDeepseekOptions options;
+  options.heads = 3;
+  options.mla.q_lora_rank = 0;
+  options.moe = {.num_experts = 5,
+                 .experts_per_token = 5,
+                 .expert_ffn_size = 20,
+                 .num_shared_experts = 0,
+                 .first_dense_layers = 0,
+                 .num_groups = 1,
+                 .topk_groups = 1,
+                 .normalize = false,
+                 .scaling_factor = 1};
+  const auto model = TinyDeepseek(options);
+  Property property(*model, ops());
+  property.options().num_shards = 11;
+  const absl::StatusOr<std::string> violation = property.FindViolation({{.batch = 3},
+                                                                        {.num_ranks = 2, .batch = 3},
+                                                                        {.num_ranks = 5, .batch = 3},
+                                                                        {.num_ranks = 11, .batch = 3}});
   ASSERT_TRUE(violation.ok()) << violation.status();
   EXPECT_EQ(*violation, "");
 }

@@ -31,11 +31,6 @@ absl::StatusOr<Tensors> FindTensors(const ModelContext& context, const FindLayer
   tensors.norm = finder.Vector("model.norm.weight", config.hidden_size);
   tensors.head = config.tied_embeddings ? tensors.embedding
                                         : finder.Matrix("lm_head", config.vocab_size, config.hidden_size);
-  finder.Allow("rope_f");  // rope_freqs, rope_factors_long and _short: read with the config
-  for (int i = config.num_layers; i < config.num_layers + config.num_mtp_layers; ++i) {
-    finder.Allow(absl::StrCat("model.layers.", i, "."));
-    finder.Allow(absl::StrCat("blk.", i, "."));
-  }
   PHX_RETURN_IF_ERROR(finder.Finish());
   return tensors;
 }
