@@ -45,7 +45,7 @@ struct Case {
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name(); }
 
 // Not read yet.
-constexpr const char* kLeftOut[] = {"deepseek", "fp8", "awq", "gptq", "k_quants", "split"};
+constexpr const char* kLeftOut[] = {"fp8", "awq", "gptq", "k_quants", "split"};
 
 std::vector<Case> Cases() {
   std::vector<Case> cases;
