@@ -60,6 +60,12 @@ std::optional<DType> DTypeOfGgml(uint32_t type) {
       return DType::kQ4_1;
     case 8:
       return DType::kQ8_0;
+    case 12:
+      return DType::kQ4_K;
+    case 13:
+      return DType::kQ5_K;
+    case 14:
+      return DType::kQ6_K;
     case 30:
       return DType::kBF16;
     default:
@@ -275,9 +281,10 @@ absl::StatusOr<TensorInfo> ReadTensorInfo(Cursor& in, bool any_type) {
   const GgmlType* ggml = FindGgmlType(type);
   const std::optional<DType> dtype = DTypeOfGgml(type);
   if (ggml == nullptr || (!dtype && !any_type)) {
-    return fail(absl::StatusCode::kUnimplemented,
-                absl::StrCat("type ", ggml == nullptr ? absl::StrCat("number ", type) : ToAbsl(ggml->name),
-                             " is not supported; supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1"));
+    return fail(
+        absl::StatusCode::kUnimplemented,
+        absl::StrCat("type ", ggml == nullptr ? absl::StrCat("number ", type) : ToAbsl(ggml->name),
+                     " is not supported; supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K"));
   }
   if (dtype) {
     info.tensor.dtype = *dtype;
@@ -340,6 +347,11 @@ absl::Status PlaceTensors(std::vector<TensorInfo>& infos, const uint8_t* map, ui
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path, TensorTypes types) {
+  PHX_ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> file, OpenPart(path, types));
+  return JoinParts(std::move(file), types);
+}
+
+absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::OpenPart(const std::string& path, TensorTypes types) {
   PHX_ASSIGN_OR_RETURN(std::unique_ptr<MappedFile> map, MappedFile::Open(path, "a GGUF file"));
   std::unique_ptr<GgufFile> file(new GgufFile());
   file->path_ = path;
@@ -406,6 +418,7 @@ absl::Status GgufFile::Parse(TensorTypes types) {
       PlaceTensors(infos, map_->data(), size, (in.offset() + align - 1) / align * align, align));
   tensors_.reserve(infos.size());
   for (TensorInfo& info : infos) tensors_.push_back(std::move(info.tensor));
+  num_own_tensors_ = tensors_.size();
   return absl::OkStatus();
 }
 
@@ -413,7 +426,13 @@ uint64_t GgufFile::ContentHash() const {
   uint64_t hash = Fnv1a(kFnvOffset, map_->data(), header_bytes_);
   const int64_t file_bytes = map_->bytes();
   hash = Fnv1a(hash, &file_bytes, sizeof(file_bytes));
-  for (const GgufTensor& tensor : tensors_) hash = HashSamples(hash, tensor.data, tensor.bytes);
+  for (size_t i = 0; i < num_own_tensors_; ++i) {
+    hash = HashSamples(hash, tensors_[i].data, tensors_[i].bytes);
+  }
+  for (const auto& part : parts_) {
+    const uint64_t part_hash = part->ContentHash();
+    hash = Fnv1a(hash, &part_hash, sizeof(part_hash));
+  }
   return hash;
 }
 

@@ -1,5 +1,6 @@
-// Reads GGUF files (version 2 and 3, little endian). The file is memory-mapped and never copied: tensors are
-// views into the mapping. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+// Reads GGUF files (version 2 and 3, little endian), also those that are split in parts. Files are
+// memory-mapped and never copied: tensors are views into the mapping. Format:
+// https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 #pragma once
 
 #include <cstdint>
@@ -39,7 +40,8 @@ class GgufFile {
   // Errors name the file and the offending key, tensor or offset: NotFound (no such file), InvalidArgument
   // (not GGUF, truncated, impossible counts, tensor outside the file or overlapping header), Unimplemented
   // (a tensor type we do not read, named). Allocates no more than a small multiple of the header's size.
-  // TensorTypes::kAny is for those who do not read the tensors' data.
+  // TensorTypes::kAny is for those who do not read the tensors' data. Of a split file any part may be named;
+  // all are opened as one whose metadata and path are the first's: NotFound names a part that is missing.
   enum class TensorTypes { kReadable, kAny };
   static absl::StatusOr<std::unique_ptr<GgufFile>> Open(const std::string& path,
                                                         TensorTypes types = TensorTypes::kReadable);
@@ -67,6 +69,10 @@ class GgufFile {
 
  private:
   GgufFile() = default;
+  static absl::StatusOr<std::unique_ptr<GgufFile>> OpenPart(const std::string& path, TensorTypes types);
+  // Of a part, all of them; of a file that is whole, itself.
+  static absl::StatusOr<std::unique_ptr<GgufFile>> JoinParts(std::unique_ptr<GgufFile> part,
+                                                             TensorTypes types);
   // Fills everything below from the mapping.
   absl::Status Parse(TensorTypes types);
   template <typename T>
@@ -78,6 +84,9 @@ class GgufFile {
   std::map<std::string, GgufValue, std::less<>> metadata_;
   std::vector<GgufTensor> tensors_;
   std::map<std::string, size_t, std::less<>> tensor_index_;
+  // The parts after this, the first one; their tensors are among tensors_, behind this file's own.
+  std::vector<std::unique_ptr<GgufFile>> parts_;
+  size_t num_own_tensors_ = 0;
 };
 
 }  // namespace phalanx

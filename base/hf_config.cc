@@ -175,33 +175,6 @@ absl::Status CheckWindow(const JsonKeys& keys, Kind kind, const ModelConfig& mod
   return absl::OkStatus();
 }
 
-absl::Status ReadQuantisation(const JsonKeys& config, ModelConfig& model) {
-  const json* object = config.Find("quantization_config");
-  if (object == nullptr) return absl::OkStatus();
-  if (!object->is_object()) return config.Bad("quantization_config", *object, "an object");
-  const JsonKeys keys(*object, config.file(), "quantization_config");
-  const json* method = keys.Find("quant_method");
-  if (method == nullptr) return keys.Missing("quant_method", "'fp8'");
-  PHX_RETURN_IF_ERROR(Only(keys, "quant_method", "fp8"));
-  PHX_RETURN_IF_ERROR(Only(keys, "fmt", "e4m3"));
-  PHX_RETURN_IF_ERROR(Only(keys, "activation_scheme", "dynamic"));
-  const json* block = keys.Find("weight_block_size");
-  constexpr std::string_view kMust = "an array of two integers from 1 to 1073741824: rows and columns";
-  if (block == nullptr) return keys.Missing("weight_block_size", kMust);
-  if (!block->is_array() || block->size() != 2) return keys.Bad("weight_block_size", *block, kMust);
-  Fp8Blocks blocks;
-  int* const out[] = {&blocks.rows, &blocks.cols};
-  for (size_t i = 0; i < 2; ++i) {
-    const json& size = (*block)[i];
-    if (!size.is_number_integer() || size < 1 || size > kMaxSize) {
-      return keys.Bad(absl::StrCat("weight_block_size[", i, "]"), size, kMust);
-    }
-    *out[i] = size.get<int>();
-  }
-  model.fp8 = blocks;
-  return absl::OkStatus();
-}
-
 absl::Status ReadDtype(const JsonKeys& keys, std::string* dtype) {
   *dtype = "float32";
   for (const char* key : {"torch_dtype", "dtype"}) {
@@ -266,7 +239,7 @@ absl::StatusOr<HfConfig> HfConfigFromJson(const json& object, const std::string&
                                                           : ReadAttention(keys, model));
   PHX_RETURN_IF_ERROR(CheckWindow(keys, hf_class->kind, model));
   PHX_RETURN_IF_ERROR(internal::ReadHfRope(keys, hf_class->kind == Kind::kPhi3, model));
-  PHX_RETURN_IF_ERROR(ReadQuantisation(keys, model));
+  PHX_RETURN_IF_ERROR(internal::ReadHfQuantisation(keys, model));
   PHX_RETURN_IF_ERROR(ReadDtype(keys, &config.dtype));
   PHX_RETURN_IF_ERROR(ReadTokenIds(keys, config));
   return config;

@@ -38,6 +38,8 @@ namespace internal {
 // Fills rope, rope_scaling, rope_factor, original_context_length and softmax_factor. Wants context_length,
 // key_dim and mla. A partial rotary factor is Phi3's alone, so are LongRoPE's two tables.
 absl::Status ReadHfRope(const JsonKeys& config, bool is_phi3, ModelConfig& model);
+// quantization_config: fills quantisation, fp8, int4 and ffn_unit.
+absl::Status ReadHfQuantisation(const JsonKeys& config, ModelConfig& model);
 }  // namespace internal
 
 }  // namespace phalanx

@@ -51,12 +51,29 @@ struct MoeConfig {
   bool operator==(const MoeConfig&) const = default;
 };
 
+// How a checkpoint's matrices are stored; single ones may be plain all the same.
+enum class Quantisation : uint8_t {
+  kNone,  // as each tensor's type says
+  kFp8,   // e4m3 with factors: one a matrix, one a row, or one a block
+  kAwq,   // 4-bit, in groups of columns with a scale and a zero for each row
+  kGptq,
+};
+
 // Matrices in FP8 (e4m3) with one factor for each block of rows x cols.
 struct Fp8Blocks {
   int rows = 0;
   int cols = 0;
   bool operator==(const Fp8Blocks&) const = default;
 };
+
+struct Int4Groups {
+  int group_size = 0;   // columns of a group; 0: all columns are one
+  int zero_offset = 0;  // added to a stored zero
+  bool operator==(const Int4Groups&) const = default;
+};
+
+// FFN columns are cut among shards in multiples of this, or of the block of quantised weights.
+inline constexpr int kFfnUnit = 32;
 
 struct ModelConfig {
   std::string architecture;  // "llama": a name of base/architectures.h
@@ -82,8 +99,11 @@ struct ModelConfig {
   bool qkv_bias = false;
   std::optional<MlaConfig> mla;
   std::optional<MoeConfig> moe;
-  std::optional<Fp8Blocks> fp8;
-  int num_mtp_layers = 0;  // layers after the last that predict further tokens; not run
+  Quantisation quantisation = Quantisation::kNone;
+  std::optional<Fp8Blocks> fp8;    // of kFp8 with a factor a block
+  std::optional<Int4Groups> int4;  // of kAwq and kGptq
+  int ffn_unit = kFfnUnit;         // see base/shard_plan.h
+  int num_mtp_layers = 0;          // layers after the last that predict further tokens; not run
 };
 
 // Unimplemented for an architecture not in the table of base/architectures.h and for a key that changes the

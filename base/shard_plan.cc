@@ -34,13 +34,17 @@ absl::Status Validate(const ModelConfig& config, int num_shards, int num_ranks) 
         absl::StrCat("model has ", config.moe->num_experts, " experts and ", config.moe->num_shared_experts,
                      " shared ones of ", config.moe->expert_ffn_size, " columns; none may be negative"));
   }
+  if (config.ffn_unit < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("model has ffn_unit ", config.ffn_unit, "; it must be at least 1"));
+  }
   return absl::OkStatus();
 }
 
 // FFN columns are cut in whole units; the last may be a partial one.
-Range CutColumns(int64_t columns, int index, int parts) {
-  const Range units = Cut((columns + kFfnUnit - 1) / kFfnUnit, index, parts);
-  return {std::min(units.begin * kFfnUnit, columns), std::min(units.end * kFfnUnit, columns)};
+Range CutColumns(int64_t columns, int64_t unit, int index, int parts) {
+  const Range units = Cut((columns + unit - 1) / unit, index, parts);
+  return {std::min(units.begin * unit, columns), std::min(units.end * unit, columns)};
 }
 
 // The KV heads that query heads `heads` touch; no heads touch none.
@@ -63,9 +67,10 @@ absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, int num_shard
     Shard shard;
     shard.heads = Cut(config.num_heads, s, num_shards);
     shard.kv_heads = KvHeadsOf(shard.heads, group);
-    shard.ffn = CutColumns(config.ffn_size, s, num_shards);
+    shard.ffn = CutColumns(config.ffn_size, config.ffn_unit, s, num_shards);
     shard.experts = Cut(moe.num_experts, s, num_shards);
-    shard.shared_ffn = CutColumns(int64_t{moe.num_shared_experts} * moe.expert_ffn_size, s, num_shards);
+    shard.shared_ffn =
+        CutColumns(int64_t{moe.num_shared_experts} * moe.expert_ffn_size, config.ffn_unit, s, num_shards);
     shard.vocab = Cut(config.vocab_size, s, num_shards);
     plan.shards.push_back(shard);
   }

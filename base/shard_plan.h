@@ -52,12 +52,11 @@ struct ShardPlan {
   int64_t max_vocab_share = 0;  // longest ranks[i].vocab: shares are padded to it when gathered
 };
 
-// Cuts: shard s of S takes units [n*s/S, n*(s+1)/S) of n units, where the unit is one query head; kFfnUnit
-// FFN columns; one expert; one vocabulary row. Rank r of D takes shards [S*r/D, S*(r+1)/D). InvalidArgument
-// (with the value and what would be right) unless 1 <= num_ranks <= num_shards <= kMaxShards.
+// Cuts: shard s of S takes units [n*s/S, n*(s+1)/S) of n units, where the unit is one query head;
+// config.ffn_unit FFN columns; one expert; one vocabulary row. Rank r of D takes shards [S*r/D, S*(r+1)/D).
+// InvalidArgument (with the value and what would be right) unless 1 <= num_ranks <= num_shards <= kMaxShards.
 inline constexpr int kMaxShards = 64;
 inline constexpr int kDefaultShards = 8;
-inline constexpr int kFfnUnit = 32;
 absl::StatusOr<ShardPlan> MakeShardPlan(const ModelConfig& config, int num_shards, int num_ranks);
 
 // The shards of rank `rank` of `num_ranks`: what MakeShardPlan gives it.

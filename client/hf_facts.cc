@@ -151,9 +151,11 @@ absl::StatusOr<ModelFacts> ReadHfFacts(const std::string& directory) {
 
   PHX_RETURN_IF_ERROR(CountWeights(directory, facts));
   if (facts.tensor_types.empty()) {
-    const WeightFormat format = facts.config.fp8            ? WeightFormat::kFp8
-                                : config.dtype == "float32" ? WeightFormat::kF32
-                                                            : WeightFormat::kBf16;
+    const Quantisation quantisation = facts.config.quantisation;
+    const WeightFormat format = quantisation == Quantisation::kFp8    ? WeightFormat::kFp8
+                                : quantisation != Quantisation::kNone ? WeightFormat::kInt4
+                                : config.dtype == "float32"           ? WeightFormat::kF32
+                                                                      : WeightFormat::kBf16;
     auto sizes = WeightSizesOf(facts.config, format);
     if (!sizes.ok()) {
       return absl::Status(sizes.status().code(),

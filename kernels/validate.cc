@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -54,18 +55,67 @@ absl::Status CheckTreeStride(absl::string_view call, int64_t stride, size_t subt
   return Invalid(call, ": tree_stride is ", stride, ", must be 0 or at least T * N = ", elements);
 }
 
+absl::Status CheckScales(absl::string_view name, const WeightSource& source) {
+  const WeightScales& s = source.scales;
+  if (s.data == nullptr) return absl::OkStatus();
+  if (source.dtype != DType::kF8E4M3) {
+    return Invalid(name, ".scales are given, must be none for ", ToAbsl(DTypeName(source.dtype)));
+  }
+  if (s.dtype != DType::kF32 && s.dtype != DType::kF16 && s.dtype != DType::kBF16) {
+    return Invalid(name, ".scales.dtype is ", ToAbsl(DTypeName(s.dtype)), ", must be F32, F16 or BF16");
+  }
+  PHX_RETURN_IF_ERROR(CheckAtLeast(absl::StrCat(name, ".scales.block_rows"), s.block_rows, 1));
+  PHX_RETURN_IF_ERROR(CheckAtLeast(absl::StrCat(name, ".scales.block_cols"), s.block_cols, 1));
+  const int64_t blocks = source.cols / s.block_cols + (source.cols % s.block_cols != 0);
+  return CheckAtLeast(absl::StrCat(name, ".scales.stride"), s.stride, blocks);
+}
+
+absl::Status CheckGroups(absl::string_view name, const WeightSource& source) {
+  const WeightGroups& g = source.groups;
+  if (source.stored_rows % 8 != 0 || source.stored_rows - source.first_row < source.rows) {
+    return Invalid(name, ".stored_rows is ", source.stored_rows, ", must be a multiple of 8 and at least ",
+                   ".first_row + .rows = ", source.first_row + source.rows);
+  }
+  if (source.dtype == DType::kGptq && source.cols % 8 != 0) {
+    return Invalid(name, ".cols is ", source.cols, ", must be a multiple of the 8 of a word");
+  }
+  PHX_RETURN_IF_ERROR(CheckPointer(absl::StrCat(name, ".groups.scales"), g.scales, source.rows));
+  PHX_RETURN_IF_ERROR(CheckPointer(absl::StrCat(name, ".groups.zeros"), g.zeros, source.rows));
+  if (g.scales_dtype != DType::kF32 && g.scales_dtype != DType::kF16 && g.scales_dtype != DType::kBF16) {
+    return Invalid(name, ".groups.scales_dtype is ", ToAbsl(DTypeName(g.scales_dtype)),
+                   ", must be F32, F16 or BF16");
+  }
+  if (g.zero_offset < 0 || g.zero_offset > 1) {
+    return Invalid(name, ".groups.zero_offset is ", g.zero_offset, ", must be 0 or 1");
+  }
+  if (g.group_of != nullptr) {
+    // Elements may lie at any address.
+    const auto* bytes = reinterpret_cast<const char*>(g.group_of);
+    for (int64_t c = 0; c < source.cols; ++c) {
+      int32_t group = 0;
+      std::memcpy(&group, bytes + c * 4, sizeof(group));
+      if (group < 0) return Invalid(name, ".groups.group_of[", c, "] is ", group, ", must be at least 0");
+    }
+    return absl::OkStatus();
+  }
+  return CheckAtLeast(absl::StrCat(name, ".groups.group_size"), g.group_size, 1);
+}
+
 absl::Status CheckSource(absl::string_view name, const WeightSource& source) {
   if (source.rows < 0) return Invalid(name, ".rows is ", source.rows, ", must be at least 0");
   if (source.cols < 0) return Invalid(name, ".cols is ", source.cols, ", must be at least 0");
+  if (source.first_row < 0) return Invalid(name, ".first_row is ", source.first_row, ", must be at least 0");
   if (BlockBytes(source.dtype) == 0) {
     return Invalid(name, ".dtype is ", static_cast<int>(source.dtype), ", which is no DType");
   }
+  if (source.data == nullptr && source.rows > 0 && source.cols > 0) {
+    return Invalid(name, ".data is null, must hold ", source.rows, " x ", source.cols, " elements");
+  }
+  PHX_RETURN_IF_ERROR(CheckScales(name, source));
+  if (source.dtype == DType::kAwq || source.dtype == DType::kGptq) return CheckGroups(name, source);
   if (source.cols % BlockElements(source.dtype) != 0) {
     return Invalid(name, ".cols is ", source.cols, ", must be a multiple of the block of ",
                    ToAbsl(DTypeName(source.dtype)), " = ", BlockElements(source.dtype));
-  }
-  if (source.data == nullptr && source.rows > 0 && source.cols > 0) {
-    return Invalid(name, ".data is null, must hold ", source.rows, " x ", source.cols, " elements");
   }
   return absl::OkStatus();
 }

@@ -14,13 +14,25 @@ namespace {
 
 // Prompt log-probabilities ask for many logits rows; more than this a step would cost memory for nothing.
 constexpr int kMinLogitsPerStep = 128;
+
+// Elements of the matrix or vector that a stored tensor holds: a 4-bit matrix lies in words of 8; its scales
+// and zeros, and what else is no weight, are not packed.
+int64_t PackedElements(const Checkpoint& checkpoint, const StoredTensor& tensor) {
+  const bool words = tensor.name.ends_with(".qweight");
+  if (checkpoint.IsUnused(tensor.name) || (!tensor.dtype.has_value() && !words)) return 0;
+  for (const char* suffix : {".scales", ".weight_scale", ".weight_scale_inv", ".input_scale"}) {
+    if (tensor.name.ends_with(suffix)) return 0;
+  }
+  int64_t elements = words ? 8 : 1;
+  for (const int64_t dim : tensor.shape) elements *= dim;
+  return elements;
+}
+
 // What this rank's packed weights will about take.
 int64_t EstimateWeightBytes(const Checkpoint& checkpoint, DType packed, int num_ranks) {
   int64_t bytes = 0;
   for (const StoredTensor& tensor : checkpoint.tensors()) {
-    int64_t elements = 1;
-    for (int64_t dim : tensor.shape) elements *= dim;
-    bytes += RowBytes(packed, elements);
+    bytes += RowBytes(packed, PackedElements(checkpoint, tensor));
   }
   return bytes / num_ranks;
 }

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <set>
 #include <string>
 #include <string_view>
@@ -40,7 +41,12 @@ class TensorFinder {
   absl::Status Finish() const;
 
  private:
-  // `slices` gets what Locate says.
+  WeightSource Int4Matrix(const std::string& module, int64_t rows, int64_t cols);
+  void FindF8Scales(const std::string& module, const StoredTensor& weight, WeightSource* source);
+  const StoredTensor* FindTyped(const std::string& name, const std::vector<int64_t>& shape,
+                                std::initializer_list<std::string_view> types);
+  void Problem(const StoredTensor& tensor, const std::string& what);
+  // `slice` gets what Locate says. Null, and a problem noted, where it is missing or of another shape.
   const StoredTensor* Find(std::string_view hf_name, const std::vector<int64_t>& shape, int64_t* slice);
 
   const Checkpoint& checkpoint_;

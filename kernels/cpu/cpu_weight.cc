@@ -53,9 +53,9 @@ void CpuWeight::PackPanel(const PackWeightParams& p, int panel, float* scratch) 
   for (const WeightPiece& piece : p.pieces) {
     const int64_t begin = std::max(first, piece_begin);
     const int64_t end = std::min(first + kPanel, piece_begin + piece.rows.size());
-    for (int64_t n = begin; n < end; ++n) {
-      const int64_t row = piece.rows.begin + n - piece_begin;
-      DequantizeRow(piece.source, row, p.cols.begin, p.cols.end, scratch + (n - first) * k_);
+    if (begin < end) {
+      const int64_t row = piece.rows.begin - piece_begin;
+      DequantizeTile(piece.source, {row + begin, row + end}, p.cols, scratch + (begin - first) * k_, k_);
     }
     piece_begin += piece.rows.size();
   }

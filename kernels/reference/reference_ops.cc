@@ -102,9 +102,8 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> ReferenceOps::PackWeight(const Pac
   weight->values.resize(static_cast<size_t>(weight->n_ * weight->k_));
   float* out = weight->values.data();
   for (const WeightPiece& piece : p.pieces) {
-    for (int64_t r = piece.rows.begin; r < piece.rows.end; ++r, out += weight->k_) {
-      DequantizeRow(piece.source, r, p.cols.begin, p.cols.end, out);
-    }
+    DequantizeTile(piece.source, piece.rows, p.cols, out, weight->k_);
+    out += piece.rows.size() * weight->k_;
   }
   if (info_.weight_dtype == DType::kBF16) {
     for (float& v : weight->values) v = RoundToBf16(v);

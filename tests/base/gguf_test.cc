@@ -216,9 +216,9 @@ TEST_F(GgufTest, BadTensors) {
     ExpectError(w.Serialize() + std::string(64, '\0'), absl::StatusCode::kInvalidArgument, "'bad\\n'");
   }
   GgufWriter w;
-  w.AddTensorInfo("k", 12, {256}, 0);
+  w.AddTensorInfo("k", 11, {256}, 0);
   ExpectError(w.Serialize() + std::string(256, '\0'), absl::StatusCode::kUnimplemented,
-              "'k': type Q4_K is not supported; supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1");
+              "'k': type Q3_K is not supported; supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K");
   w = {};
   w.AddTensorInfo("k", 4000, {256}, 0);
   ExpectError(w.Serialize() + std::string(256, '\0'), absl::StatusCode::kUnimplemented, "type number 4000");

@@ -302,8 +302,28 @@ TEST(HfConfigTest, NamesWhatIsWrong) {
       {"phi-4-mini-instruct", R"({"rope_scaling": {"long_factor": null}})", kInvalid,
        "rope_scaling.long_factor is missing"},
       {"phi-4-mini-instruct", R"({"original_max_position_embeddings": 1})", kInvalid, "must be at least 2"},
-      {"phi-4", R"({"quantization_config": {"quant_method": "gptq"}})", kUnimplemented,
-       "quantization_config.quant_method is 'gptq', which is not supported; supported: 'fp8'"},
+      {"phi-4", R"({"quantization_config": {"quant_method": "bitsandbytes"}})", kUnimplemented,
+       "quantization_config.quant_method is 'bitsandbytes', which is not supported; supported: fp8, awq"},
+      {"phi-4", R"({"quantization_config": {"quant_method": "gptq"}})", kInvalid, "bits is missing"},
+      {"phi-4", R"({"quantization_config": {"quant_method": "gptq", "bits": 8}})", kUnimplemented,
+       "bits is 8"},
+      {"phi-4", R"({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 0}})", kInvalid,
+       "group_size is 0, must be -1"},
+      {"phi-4",
+       R"({"quantization_config": {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}})",
+       kUnimplemented, "checkpoint_format is 'marlin'"},
+      {"phi-4", R"({"quantization_config": {"quant_method": "gptq", "bits": 4, "dynamic": {"a": {}}}})",
+       kUnimplemented, "dynamic is an object"},
+      {"phi-4", R"({"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}})",
+       kUnimplemented, "version is 'gemv'"},
+      {"phi-4", R"({"quantization_config": {"quant_method": "awq", "bits": 4, "zero_point": false}})",
+       kUnimplemented, "zero_point is false"},
+      {"phi-4",
+       R"({"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}})",
+       kUnimplemented, "format is 'pack-quantized'"},
+      {"phi-4", R"({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"g":
+          {"weights": {"num_bits": 4}}}}})",
+       kUnimplemented, "quantization_config.config_groups.g.weights.num_bits is 4"},
       {"phi-4", R"({"quantization_config": {}})", kInvalid, "quantization_config.quant_method is missing"},
       {"deepseek-r1", R"({"quantization_config": {"weight_block_size": [0, 128]}})", kInvalid,
        "quantization_config.weight_block_size[0] is 0"},
@@ -324,6 +344,36 @@ TEST(HfConfigTest, NamesWhatIsWrong) {
     EXPECT_THAT(std::string(status.message()), HasSubstr(c.message)) << c.patch;
     EXPECT_THAT(std::string(status.message()), HasSubstr("dir/config.json: ")) << c.patch;
   }
+}
+
+TEST(HfConfigTest, Quantisation) {
+  const auto read = [](const std::string& quantisation) {
+    const auto config = Patched("phi-4", R"({"quantization_config": )" + quantisation + "}");
+    EXPECT_TRUE(config.ok()) << config.status();
+    return config.ok() ? config->model : ModelConfig();
+  };
+  ModelConfig m = read("null");
+  EXPECT_EQ(m.quantisation, Quantisation::kNone);
+  EXPECT_EQ(m.ffn_unit, kFfnUnit);
+  m = read(R"({"quant_method": "fp8", "activation_scheme": "static"})");
+  EXPECT_EQ(m.quantisation, Quantisation::kFp8);
+  EXPECT_FALSE(m.fp8 || m.int4);
+  m = read(R"({"quant_method": "fp8", "weight_block_size": [64, 128]})");
+  EXPECT_EQ(m.fp8, (Fp8Blocks{64, 128}));
+  EXPECT_EQ(m.ffn_unit, 128);
+  m = read(R"({"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"g": {
+      "targets": ["Linear"], "weights": {"num_bits": 8, "type": "float", "strategy": "channel"}}}})");
+  EXPECT_EQ(m.quantisation, Quantisation::kFp8);
+  m = read(R"({"quant_method": "awq", "bits": 4, "version": "GEMM", "group_size": 64, "zero_point": true})");
+  EXPECT_EQ(m.quantisation, Quantisation::kAwq);
+  EXPECT_EQ(m.int4, (Int4Groups{64, 0}));
+  EXPECT_EQ(m.ffn_unit, 64);
+  m = read(R"({"quant_method": "gptq", "bits": 4, "group_size": -1, "sym": true, "desc_act": true})");
+  EXPECT_EQ(m.quantisation, Quantisation::kGptq);
+  EXPECT_EQ(m.int4, (Int4Groups{0, 1}));
+  EXPECT_EQ(m.ffn_unit, kFfnUnit);
+  m = read(R"({"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq_v2"})");
+  EXPECT_EQ(m.int4, (Int4Groups{128, 0}));
 }
 
 TEST(HfConfigTest, TextThatIsNoConfig) {
