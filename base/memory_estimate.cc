@@ -218,6 +218,7 @@ absl::StatusOr<MemoryEstimate> EstimateMemory(const ModelConfig& config, const W
     // A rank without a KV head (more ranks than query heads) sets no bound by its cache, only by its weights.
     const Wide blocks = usable <= 0 ? 0 : kv_bytes == 0 ? kMaxBytes : usable / (kv_bytes * kKvBlockTokens);
     if (least_blocks < 0 || blocks < least_blocks) least_blocks = blocks;
+    estimate.ranks.push_back({static_cast<int64_t>(bytes), static_cast<int64_t>(kv_bytes)});
     estimate.weight_bytes = std::max(estimate.weight_bytes, static_cast<int64_t>(bytes));
     estimate.kv_bytes_per_token = std::max(estimate.kv_bytes_per_token, static_cast<int64_t>(kv_bytes));
   }

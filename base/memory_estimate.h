@@ -14,6 +14,7 @@
 #include <array>
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/model_config.h"
@@ -72,11 +73,17 @@ struct MemoryOptions {
   int64_t tokens = 32768;    // of a sequence
 };
 
+struct RankMemory {
+  int64_t weight_bytes = 0;
+  int64_t kv_bytes_per_token = 0;
+};
+
 struct MemoryEstimate {
   int64_t weight_bytes = 0;        // of the fullest rank
   int64_t kv_bytes_per_token = 0;  // of the fullest rank
   int64_t sequences = 0;           // that fit at once
   int64_t tokens = 0;              // that fit, of all sequences together
+  std::vector<RankMemory> ranks;   // each
 };
 
 // InvalidArgument for options or numbers of ranks out of range.

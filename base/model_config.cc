@@ -218,11 +218,15 @@ absl::Status UnsupportedArchitecture(const std::string& architecture) {
                    " is not supported; supported: ", absl::StrJoin(kArchitectures, ", ")));
 }
 
+absl::Status CheckArchitecture(std::string_view architecture) {
+  const bool known = std::find(std::begin(kArchitectures), std::end(kArchitectures), architecture) !=
+                     std::end(kArchitectures);
+  return known ? absl::OkStatus() : UnsupportedArchitecture(std::string(architecture));
+}
+
 absl::StatusOr<ModelConfig> ModelConfigFromGguf(const GgufFile& file) {
   PHX_ASSIGN_OR_RETURN(const std::string_view architecture, file.GetString("general.architecture"));
-  if (std::find(std::begin(kArchitectures), std::end(kArchitectures), architecture) ==
-      std::end(kArchitectures)) {
-    const absl::Status status = UnsupportedArchitecture(std::string(architecture));
+  if (const absl::Status status = CheckArchitecture(architecture); !status.ok()) {
     return absl::Status(status.code(), absl::StrCat(file.path(), ": ", status.message()));
   }
   PHX_ASSIGN_OR_RETURN(ModelConfig config, ReadConfig(file, architecture));

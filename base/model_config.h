@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -113,5 +114,7 @@ absl::StatusOr<ModelConfig> ModelConfigFromGguf(const GgufFile& file);
 
 // Unimplemented naming the architecture and those supported.
 absl::Status UnsupportedArchitecture(const std::string& architecture);
+// The same, or OK for one that is in the table.
+absl::Status CheckArchitecture(std::string_view architecture);
 
 }  // namespace phalanx

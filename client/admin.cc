@@ -21,6 +21,7 @@ namespace {
 
 namespace v1 = phalanx::v1;
 constexpr double kCallSeconds = 10;
+constexpr double kLoadSeconds = 60;  // a large tokenizer takes seconds to read
 
 absl::StatusOr<v1::GetStatusResponse> FetchStatus(v1::Cluster::Stub* stub) {
   grpc::ClientContext context;
@@ -38,6 +39,7 @@ std::string ShortName(const std::string& name, const std::string& prefix) {
 std::string Name(v1::GroupState s) { return ShortName(v1::GroupState_Name(s), "GROUP_STATE_"); }
 std::string Name(v1::WorkerState s) { return ShortName(v1::WorkerState_Name(s), "WORKER_STATE_"); }
 std::string Name(v1::Compute c) { return ShortName(v1::Compute_Name(c), "COMPUTE_"); }
+std::string Name(v1::Rope r) { return ShortName(v1::Rope_Name(r), "ROPE_"); }
 
 std::string Age(double seconds) { return seconds < 0 ? "-" : absl::StrFormat("%.1f s", seconds); }
 std::string Dash(const std::string& s) { return s.empty() ? "-" : s; }
@@ -60,14 +62,14 @@ void PrintStatus(const v1::GetStatusResponse& s) {
   std::printf("coordinator %s, up %.0f s\n", s.version().c_str(), s.uptime_seconds());
   std::printf("models\n");
   std::vector<std::vector<std::string>> rows = {
-      {"NAME", "ARCHITECTURE", "PARAMETERS", "TP", "SHARDS", "GROUPS", "COMPUTE", "CONTEXT", "FILE"}};
+      {"NAME", "ARCHITECTURE", "PARAMETERS", "TP", "SHARDS", "GROUPS", "COMPUTE", "CONTEXT", "ROPE", "PATH"}};
   for (const auto& m : s.models()) {
     const v1::ModelSpec& p = m.spec();
     rows.push_back({p.name(), m.architecture(), absl::StrFormat("%.1f M", m.parameters() / 1e6),
                     absl::StrCat(p.tensor_parallel()), absl::StrCat(p.shards()), absl::StrCat(p.groups()),
-                    Name(p.compute()), absl::StrCat(p.context_length()), p.path()});
+                    Name(p.compute()), absl::StrCat(p.context_length()), Name(p.rope()), p.path()});
   }
-  if (rows.size() == 1) rows = {{"(none: phalanx load FILE)"}};
+  if (rows.size() == 1) rows = {{"(none: phalanx load FILE or DIRECTORY)"}};
   PrintTable(rows);
 
   std::printf("groups\n");
@@ -150,8 +152,9 @@ absl::Status RunLoad(const ClientConfig& config, const std::shared_ptr<grpc::Cha
   spec->set_groups(config.groups);
   spec->set_context_length(config.context_length);
   spec->set_compute(config.compute == "fp32" ? v1::COMPUTE_FP32 : v1::COMPUTE_FAST);
+  spec->set_rope(config.rope == "auto" ? v1::ROPE_AUTO : v1::ROPE_LONG);
   grpc::ClientContext context;
-  context.set_deadline(DeadlineIn(kCallSeconds));
+  context.set_deadline(DeadlineIn(kLoadSeconds));
   v1::LoadModelResponse response;
   if (grpc::Status s = stub->LoadModel(&context, request, &response); !s.ok()) return FromGrpc(s);
   const std::string& name = response.spec().name();

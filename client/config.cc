@@ -46,7 +46,14 @@ absl::Status Validate(const ClientConfig& c) {
   if (!(c.wait_seconds >= 0)) return bad("--wait ", c.wait_seconds, " is not >= 0 seconds");
   if (c.compute != "fast" && c.compute != "fp32")
     return bad("--compute '", c.compute, "' is not fast or fp32");
+  if (c.rope != "long" && c.rope != "auto") return bad("--rope '", c.rope, "' is not long or auto");
   if (c.tensor_parallel < 1) return bad("--tp ", c.tensor_parallel, " is not >= 1");
+  if (c.degree < 0) return bad("--tp ", c.degree, " is not >= 1 (or 0 for 1 to 8)");
+  if (c.hosts < 1) return bad("--hosts ", c.hosts, " is not >= 1");
+  if (c.hosts > 1 && (c.degree == 0 || c.degree % c.hosts != 0)) {
+    return bad("--hosts ", c.hosts, " does not divide --tp ", c.degree,
+               ", the ranks that are spread over them");
+  }
   if (c.shards < 0) return bad("--shards ", c.shards, " is not >= 1 (or 0 for the default)");
   if (c.groups < 1) return bad("--groups ", c.groups, " is not >= 1");
   if (c.context_length < 0)
@@ -132,16 +139,25 @@ absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::option
   status->add_flag("--json", c.json, "as JSON");
   status->callback([&c] { c.command = Command::kStatus; });
 
-  CLI::App* load = app.add_subcommand("load", "Serve a model from a GGUF file");
-  load->add_option("path", c.path, "file that the coordinator and the workers can read")->required();
-  load->add_option("--name", c.name, "for requests; default: the file's name without its ending");
+  CLI::App* load = app.add_subcommand("load", "Serve a model from a GGUF file or a Hugging Face directory");
+  load->add_option(
+          "path", c.path,
+          "GGUF file (of a split one, the first part) or directory; coordinator and workers must see it")
+      ->required();
+  load->add_option("--name", c.name,
+                   "for requests; default: the name of the file without its ending, or of the directory");
   load->add_option("--tp", c.tensor_parallel, "ranks of a group")->capture_default_str();
   load->add_option("--shards", c.shards, "0: the default of 8");
   load->add_option("--groups", c.groups, "replicas")->capture_default_str();
   load->add_option("--compute", c.compute, "fast or fp32")->capture_default_str();
   load->add_option("--context", c.context_length, "longest prompt + answer; 0: the model's own");
+  load->add_option(
+          "--rope", c.rope,
+          "of LongRoPE's two tables: long, or auto (short where prompt and max-tokens fit the original "
+          "context)")
+      ->capture_default_str();
   load->add_option("--tokenizer", c.tokenizer,
-                   "folder with tokenizer.json, in place of what the file says of text");
+                   "folder with tokenizer.json, in place of what the model's own files say of text");
   load->add_option("--wait", c.wait_seconds, "seconds to wait until it is ready; 0: do not")
       ->capture_default_str();
   load->callback([&c] { c.command = Command::kLoad; });
@@ -158,7 +174,9 @@ absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::option
   inspect->add_option("--kv-dtype", c.kv_dtype, "of the KV cache: bf16, f32 or fp8")->capture_default_str();
   inspect->add_option("--weight-dtype", c.weight_dtype, "as-is (as stored), f32, bf16, fp8 or int4")
       ->capture_default_str();
-  inspect->add_option("--shards", c.shards, "0: the default of 8");
+  inspect->add_option("--shards", c.shards, "0: the default of 8, at least --tp");
+  inspect->add_option("--tp", c.degree, "the ranks of this degree in detail, instead of degrees 1 to 8");
+  inspect->add_option("--hosts", c.hosts, "that they are spread over")->capture_default_str();
   inspect->callback([&c] { c.command = Command::kInspect; });
 
   CLI::App* pull = app.add_subcommand("pull", "Fetch a model from a hub; prints its folder. No server");

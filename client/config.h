@@ -40,6 +40,7 @@ struct ClientConfig {
   std::string name;
   int tensor_parallel = 1, shards = 0, groups = 1, context_length = 0;
   std::string compute = "fast";
+  std::string rope = "long";
   std::string tokenizer;      // a folder; empty: the file's own
   double wait_seconds = 120;  // for READY after load; 0 returns at once
 
@@ -47,6 +48,8 @@ struct ClientConfig {
   std::string device_memory;  // of a rank, with its unit; empty: do not say what fits
   std::string kv_dtype = "bf16";
   std::string weight_dtype = "as-is";
+  int degree = 0;  // ranks; 0: 1 to 8
+  int hosts = 1;   // that those of `degree` are spread over
 
   // pull
   std::string repository;  // ORG/NAME

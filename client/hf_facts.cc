@@ -63,6 +63,19 @@ absl::Status CountWeights(const std::string& directory, ModelFacts& facts) {
   return absl::OkStatus();
 }
 
+// Types of tensors that no weight can have. int32 is how AWQ and GPTQ store theirs.
+void CheckTypes(ModelFacts& facts) {
+  for (const auto& [type, of_type] : facts.tensor_types) {
+    const bool known = type == "F32" || type == "F16" || type == "BF16" || type == "F8_E4M3" || type == "I32";
+    if (!known && facts.not_servable.empty()) {
+      facts.not_servable =
+          absl::StrCat(of_type.tensors, of_type.tensors == 1 ? " tensor is " : " tensors are ", Quote(type),
+                       "; supported: F32, F16, BF16, F8_E4M3, and I32 of AWQ "
+                       "and GPTQ");
+    }
+  }
+}
+
 void ReadTokenizer(const std::string& directory, ModelFacts& facts, TokenBytes* bytes) {
   const auto tokenizer = ReadTokenizerJson(directory);
   if (!tokenizer.ok()) {
@@ -148,8 +161,10 @@ absl::StatusOr<ModelFacts> ReadHfFacts(const std::string& directory) {
   facts.class_name = config.class_name;
   facts.config = std::move(config.model);
   facts.dtype = config.dtype;
+  facts.not_servable = std::string(CheckArchitecture(facts.config.architecture).message());
 
   PHX_RETURN_IF_ERROR(CountWeights(directory, facts));
+  CheckTypes(facts);
   if (facts.tensor_types.empty()) {
     const Quantisation quantisation = facts.config.quantisation;
     const WeightFormat format = quantisation == Quantisation::kFp8    ? WeightFormat::kFp8

@@ -6,6 +6,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/memory_estimate.h"
+#include "base/shard_plan.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
 
@@ -160,10 +161,40 @@ std::string MissingForMemory(const ModelConfig& c) {
   return "";
 }
 
+ordered_json Pair(const Range& range) { return {range.begin, range.end}; }
+
+// What each rank of one degree holds: ranges [begin, end).
+absl::StatusOr<ordered_json> RankRows(const ModelConfig& c, const MemoryOptions& options, int degree,
+                                      int hosts, const MemoryEstimate& estimate) {
+  PHX_ASSIGN_OR_RETURN(const ShardPlan plan, MakeShardPlan(c, options.num_shards, degree));
+  ordered_json rows = ordered_json::array();
+  for (int r = 0; r < degree; ++r) {
+    const auto at = static_cast<size_t>(r);
+    const Rank& rank = plan.ranks[at];
+    ordered_json row = {{"rank", r}};
+    if (hosts > 1) row["host"] = r * hosts / degree;
+    row["shards"] = Pair(rank.shards);
+    row["query_heads"] = Pair(rank.heads);
+    // The latent of MLA is one for all heads, whole on every rank.
+    if (!c.mla) row["kv_heads"] = Pair(rank.kv_heads);
+    row["ffn_columns"] = Pair(rank.ffn);
+    if (c.moe) {
+      row["experts"] = Pair(rank.experts);
+      row["shared_expert_columns"] = Pair(rank.shared_ffn);
+    }
+    row["vocabulary_rows"] = Pair(rank.vocab);
+    row["weight_bytes"] = estimate.ranks[at].weight_bytes;
+    row["kv_bytes_per_token"] = estimate.ranks[at].kv_bytes_per_token;
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
 absl::Status AddMemory(const ModelFacts& facts, const ClientConfig& config, ordered_json& report) {
   const ModelConfig& c = facts.config;
   MemoryOptions options;
-  options.num_shards = config.shards == 0 ? kDefaultShards : config.shards;
+  const int only = config.degree;  // 0: all of the usual degrees
+  options.num_shards = config.shards == 0 ? std::max(kDefaultShards, only) : config.shards;
   options.tokens = config.context_length == 0 ? kDefaultTokens : config.context_length;
   if (!config.device_memory.empty()) {
     PHX_ASSIGN_OR_RETURN(options.device_bytes, ParseByteSize(config.device_memory));
@@ -187,7 +218,9 @@ absl::Status AddMemory(const ModelFacts& facts, const ClientConfig& config, orde
     options.tokens = c.context_length;
   }
   ordered_json ranks = ordered_json::array();
-  for (int degree = 1; degree <= std::min(kMaxDegree, options.num_shards); ++degree) {
+  const int first = only > 0 ? only : 1;
+  const int last = only > 0 ? only : std::min(kMaxDegree, options.num_shards);
+  for (int degree = first; degree <= last; ++degree) {
     const absl::StatusOr<MemoryEstimate> estimate = EstimateMemory(c, weights, options, degree);
     if (!estimate.ok()) return Annotate(estimate.status(), facts.path);
     const MemoryEstimate& e = *estimate;
@@ -197,12 +230,14 @@ absl::Status AddMemory(const ModelFacts& facts, const ClientConfig& config, orde
       row["sequences"] = e.sequences;
       row["tokens"] = e.tokens;
     }
+    PHX_ASSIGN_OR_RETURN(row["of_rank"], RankRows(c, options, degree, config.hosts, e));
     ranks.push_back(std::move(row));
   }
   ordered_json memory = {{"weights", config.weight_dtype},
                          {"kv", config.kv_dtype},
                          {"shards", options.num_shards},
                          {"tokens", options.tokens}};
+  if (config.hosts > 1) memory["hosts"] = config.hosts;
   if (options.device_bytes > 0) memory["device_bytes"] = options.device_bytes;
   memory["ranks"] = std::move(ranks);
   report["memory"] = std::move(memory);

@@ -1,6 +1,7 @@
 // The report of `phalanx inspect` for people.
 #include <algorithm>
 #include <iterator>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -245,6 +246,63 @@ void AddMemory(const ordered_json& m, Lines& out) {
   if (device) out.Raw("  (90 % of a device, less 2 GiB and the weights, is for the cache)");
 }
 
+// "0-9", "3", "-" for none.
+std::string Held(const ordered_json& range) {
+  const auto begin = range[0].get<int64_t>(), end = range[1].get<int64_t>();
+  if (begin == end) return "-";
+  return end - begin == 1 ? absl::StrCat(begin) : absl::StrCat(begin, "-", end - 1);
+}
+
+// Which parts each rank holds.
+void AddShards(const ordered_json& m, Lines& out) {
+  struct Column {
+    const char* key;
+    const char* title;
+  };
+  static constexpr Column kColumns[] = {{"query_heads", "QUERY HEADS"},
+                                        {"kv_heads", "KV HEADS"},
+                                        {"ffn_columns", "FFN COLUMNS"},
+                                        {"experts", "EXPERTS"},
+                                        {"shared_expert_columns", "SHARED EXPERTS"},
+                                        {"vocabulary_rows", "VOCABULARY ROWS"}};
+  const bool hosts = m.contains("hosts");
+  std::vector<std::vector<std::string>> rows = {{"RANK"}};
+  if (hosts) rows[0].push_back("HOST");
+  rows[0].push_back("SHARDS");
+  for (const ordered_json& degree : m["ranks"]) {
+    std::map<int64_t, int64_t> host_bytes;
+    for (const ordered_json& rank : degree["of_rank"]) {
+      std::vector<std::string> row = {
+          absl::StrCat(rank["rank"].get<int64_t>(), " of ", degree["ranks"].get<int64_t>())};
+      const auto bytes = rank["weight_bytes"].get<int64_t>();
+      if (hosts) {
+        const auto host = rank["host"].get<int64_t>();
+        row.push_back(absl::StrCat(host));
+        host_bytes[host] += bytes;
+      }
+      row.push_back(Held(rank["shards"]));
+      for (const Column& column : kColumns) {
+        if (!rank.contains(column.key)) continue;
+        if (rows.size() == 1) rows[0].push_back(column.title);
+        row.push_back(Held(rank[column.key]));
+      }
+      row.push_back(Bytes(bytes));
+      row.push_back(Bytes(rank["kv_bytes_per_token"].get<int64_t>()));
+      if (rows.size() == 1) rows[0].insert(rows[0].end(), {"WEIGHTS", "KV A TOKEN"});
+      rows.push_back(std::move(row));
+    }
+    for (const auto& [host, bytes] : host_bytes) {
+      std::vector<std::string> row(rows[0].size());
+      row[0] = "all of";
+      row[1] = absl::StrCat(host);
+      row[row.size() - 2] = Bytes(bytes);
+      rows.push_back(std::move(row));
+    }
+  }
+  out.Raw("what each rank holds:");
+  out.Table(rows);
+}
+
 }  // namespace
 
 std::string RenderReport(const ordered_json& report) {
@@ -253,7 +311,10 @@ std::string RenderReport(const ordered_json& report) {
   AddModel(report, out);
   AddWeights(report["weights"], out);
   AddText(report, out);
-  if (!report["memory"].is_null()) AddMemory(report["memory"], out);
+  if (!report["memory"].is_null()) {
+    AddMemory(report["memory"], out);
+    AddShards(report["memory"], out);
+  }
   for (const ordered_json& note : report["notes"]) out.Raw(absl::StrCat("note: ", Safe(note)));
   return out.text();
 }

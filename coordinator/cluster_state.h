@@ -19,6 +19,7 @@
 namespace phalanx::coordinator {
 
 enum class Compute { kFast, kFp32 };
+enum class Rope { kLong, kAuto };  // see coordinator/rope_mode.h
 
 struct ModelSpec {
   std::string name;
@@ -29,6 +30,7 @@ struct ModelSpec {
   Compute compute = Compute::kFast;
   int32_t context_length = 0;
   std::string tokenizer;  // a folder; "": the model's own
+  Rope rope = Rope::kLong;
 };
 
 struct WorkerInfo {

@@ -50,6 +50,13 @@ absl::Status Config::Validate() {
   } else {
     return absl::InvalidArgumentError(absl::StrCat("--compute is '", compute, "'; it must be fast or fp32"));
   }
+  if (rope == "long") {
+    model.rope = Rope::kLong;
+  } else if (rope == "auto") {
+    model.rope = Rope::kAuto;
+  } else {
+    return absl::InvalidArgumentError(absl::StrCat("--rope is '", rope, "'; it must be long or auto"));
+  }
   PHX_RETURN_IF_ERROR(AtLeast("--tp", model.tensor_parallel, 1));
   PHX_RETURN_IF_ERROR(AtLeast("--groups", model.groups, 1));
   PHX_RETURN_IF_ERROR(AtLeast("--shards", model.shards, 0));
@@ -67,12 +74,14 @@ absl::Status Config::Validate() {
                                                    heartbeat_interval_s, ")"));
   }
   const ModelSpec none;
-  if (model.path.empty() &&
-      (model.name != none.name || model.tensor_parallel != none.tensor_parallel ||
-       model.shards != none.shards || model.groups != none.groups ||
-       model.context_length != none.context_length || model.tokenizer != none.tokenizer)) {
+  if (model.path.empty() && (model.name != none.name || model.tensor_parallel != none.tensor_parallel ||
+                             model.shards != none.shards || model.groups != none.groups ||
+                             model.context_length != none.context_length ||
+                             model.tokenizer != none.tokenizer || model.rope != none.rope)) {
     return absl::InvalidArgumentError(
-        "--name, --tp, --shards, --groups, --context and --tokenizer describe --model, which names no file");
+        "--name, --tp, --shards, --groups, --context, --rope and --tokenizer describe --model, which names "
+        "no "
+        "file");
   }
   return absl::OkStatus();
 }
@@ -87,17 +96,22 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, Config* config) {
   app.option_defaults()->always_capture_default();
   app.add_option("--listen", config->listen, "HOST:PORT for clients and workers (port 0: any free)");
   app.add_option("--log-level", config->log_level, "debug, info, warning or error");
-  app.add_option("--model", config->model.path, "GGUF file to load at start");
-  app.add_option("--name", config->model.name,
-                 "name of that model (default: the file's name without its ending)");
+  app.add_option("--model", config->model.path, "GGUF file or Hugging Face directory to load at start");
+  app.add_option(
+      "--name", config->model.name,
+      "name of that model (default: the name of the file without its ending, or of the directory)");
   app.add_option("--tp", config->model.tensor_parallel, "its ranks of a group");
   app.add_option("--shards", config->model.shards, "its shards (0: 8, at least --tp)");
   app.add_option("--groups", config->model.groups, "its groups");
   app.add_option("--compute", config->compute, "its arithmetic: fast or fp32");
   app.add_option("--context", config->model.context_length,
                  "its longest prompt + generation (0: the model's own)");
+  app.add_option(
+      "--rope", config->rope,
+      "its RoPE table where it has two (LongRoPE): long, or auto (short where prompt and max_tokens "
+      "fit its original context)");
   app.add_option("--tokenizer", config->model.tokenizer,
-                 "folder with tokenizer.json, in place of what its file says of text");
+                 "folder with tokenizer.json, in place of what its own files say of text");
   app.add_option("--max-tokens-default", config->max_tokens_default,
                  "cap on tokens where a request names none");
   app.add_option("--max-in-flight", config->max_in_flight, "requests at once; more are refused");

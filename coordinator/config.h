@@ -15,6 +15,7 @@ struct Config {
   // Loaded at start unless model.path is empty.
   ModelSpec model;
   std::string compute = "fast";
+  std::string rope = "long";
   int32_t max_tokens_default = 4096;
   int64_t max_in_flight = 4096;
   // Messages a client may lag behind before its request is cancelled.
@@ -24,7 +25,8 @@ struct Config {
   double load_timeout_s = 600;
   double drain_grace_s = 30;
 
-  // InvalidArgument naming the flag, its value and what would be right. Fills in model.compute.
+  // InvalidArgument naming the flag, its value and what would be right. Fills in model.compute and
+  // model.rope.
   absl::Status Validate();
   // Whether `listen` can be reached from this machine only.
   bool ListensOnLoopback() const;

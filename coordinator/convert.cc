@@ -169,6 +169,7 @@ ModelSpec ToSpec(const v1::ModelSpec& spec) {
   out.compute = spec.compute() == v1::COMPUTE_FP32 ? Compute::kFp32 : Compute::kFast;
   out.context_length = spec.context_length();
   out.tokenizer = spec.tokenizer();
+  out.rope = spec.rope() == v1::ROPE_AUTO ? Rope::kAuto : Rope::kLong;
   return out;
 }
 
@@ -182,6 +183,7 @@ v1::ModelSpec FromSpec(const ModelSpec& spec) {
   out.set_compute(spec.compute == Compute::kFp32 ? v1::COMPUTE_FP32 : v1::COMPUTE_FAST);
   out.set_context_length(spec.context_length);
   out.set_tokenizer(spec.tokenizer);
+  out.set_rope(spec.rope == Rope::kAuto ? v1::ROPE_AUTO : v1::ROPE_LONG);
   return out;
 }
 

@@ -13,6 +13,7 @@
 #include "coordinator/control_streams.h"
 #include "coordinator/convert.h"
 #include "coordinator/generate_call.h"
+#include "coordinator/rope_mode.h"
 
 namespace phalanx::coordinator {
 namespace {
@@ -253,13 +254,15 @@ absl::Status Coordinator::Route(GenerateCall* call) {
   }
   call->group = *group_id;
   const auto num_choices = static_cast<uint32_t>(sampling->n);
+  const uint32_t rope_mode = RopeModeOf(call->model->config, call->model->spec,
+                                        static_cast<int64_t>(call->prompt.size()), sampling->max_tokens);
   Generation::Text text{TokensOf(call->model), call->fields.splits_reasoning(), call->opened};
   for (uint32_t i = 0; i < num_choices; ++i) {
     Sampling of_choice = *sampling;
     of_choice.choice = i;
     // The prompt is the same for all.
     if (i > 0) of_choice.prompt_logprobs = -1;
-    TokenLog log(std::move(of_choice), /*rope_mode=*/0);
+    TokenLog log(std::move(of_choice), rope_mode);
     log.BeginAttempt(group.leader->fingerprint);
     GenerateCall::Choice& choice = call->choices.emplace_back();
     choice.generation =
@@ -268,9 +271,10 @@ absl::Status Coordinator::Route(GenerateCall* call) {
     requests_[choice.request] = {call, i};
     if (i > 0) router_.Add(*group_id);
   }
-  spdlog::debug("request {}: number {} to {}, {} prompt tokens, {} choices, max_tokens {}, seed {}",
-                call->fields.request_id, call->choices[0].request, *group_id, call->prompt.size(),
-                num_choices, sampling->max_tokens, sampling->seed);
+  spdlog::debug(
+      "request {}: number {} to {}, {} prompt tokens, {} choices, max_tokens {}, seed {}, RoPE mode {}",
+      call->fields.request_id, call->choices[0].request, *group_id, call->prompt.size(), num_choices,
+      sampling->max_tokens, sampling->seed, rope_mode);
   Submit(call, 0);
   // One task each: many long prompts do not hold up the loop.
   for (uint32_t i = 1; i < num_choices; ++i) {

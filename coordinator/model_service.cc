@@ -114,6 +114,9 @@ void DescribeModel(const LoadedModel& model, int32_t max_tokens_default, v1::Mod
   } else if (!limits.has_chat_template) {
     out->set_detail(limits.missing_template);
   }
+  if (model.config.rope.size() > 1) {
+    out->set_rope(model.spec.rope == Rope::kAuto ? v1::ROPE_AUTO : v1::ROPE_LONG);
+  }
   v1::SamplingParams* defaults = out->mutable_defaults();
   defaults->set_temperature(limits.defaults.temperature);
   defaults->set_top_k(limits.defaults.top_k);

@@ -11,7 +11,7 @@
 #include "base/grpc_util.h"
 #include "base/logging.h"
 #include "base/status_macros.h"
-#include "coordinator/model_registry.h"
+#include "coordinator/open_model.h"
 #include "coordinator/wire.h"
 
 namespace phalanx::coordinator {

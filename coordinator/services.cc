@@ -9,6 +9,7 @@
 #include "coordinator/convert.h"
 #include "coordinator/generate_call.h"
 #include "coordinator/model_service.h"
+#include "coordinator/open_model.h"
 #include "coordinator/wire.h"
 
 namespace phalanx::coordinator {
@@ -116,6 +117,12 @@ grpc::ServerUnaryReactor* ClusterService::LoadModel(grpc::CallbackServerContext*
     reactor->Finish(grpc::Status(grpc::StatusCode::INVALID_ARGUMENT,
                                  absl::StrCat("spec.compute is ", static_cast<int>(request->spec().compute()),
                                               "; it must be COMPUTE_FAST (1) or COMPUTE_FP32 (2)")));
+    return reactor;
+  }
+  if (!v1::Rope_IsValid(request->spec().rope())) {
+    reactor->Finish(grpc::Status(grpc::StatusCode::INVALID_ARGUMENT,
+                                 absl::StrCat("spec.rope is ", static_cast<int>(request->spec().rope()),
+                                              "; it must be ROPE_LONG (1) or ROPE_AUTO (2)")));
     return reactor;
   }
   coordinator_->pool()->Post([this, reactor, response, spec = ToSpec(request->spec())]() mutable {

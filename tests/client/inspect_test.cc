@@ -125,6 +125,18 @@ memory of the fullest rank: weights as stored, KV cache in bf16, 4 shards, devic
       3  18.89 KiB        64 B          8.00 KiB             91,748     11,743,744
       4  16.89 KiB        64 B          8.00 KiB             91,748     11,743,776
   (90 % of a device, less 2 GiB and the weights, is for the cache)
+what each rank holds:
+    RANK  SHARDS  QUERY HEADS  KV HEADS  FFN COLUMNS  VOCABULARY ROWS    WEIGHTS  KV A TOKEN
+  0 of 1     0-3          0-3       0-1         0-63              0-7  36.89 KiB       128 B
+  0 of 2     0-1          0-1         0         0-31              0-3  18.89 KiB        64 B
+  1 of 2     2-3          2-3         1        32-63              4-7  18.89 KiB        64 B
+  0 of 3       0            0         0            -              0-1   4.89 KiB        64 B
+  1 of 3       1            1         0         0-31              2-3  16.89 KiB        64 B
+  2 of 3     2-3          2-3         1        32-63              4-7  18.89 KiB        64 B
+  0 of 4       0            0         0            -              0-1   4.89 KiB        64 B
+  1 of 4       1            1         0         0-31              2-3  16.89 KiB        64 B
+  2 of 4       2            2         1            -              4-5   4.89 KiB        64 B
+  3 of 4       3            3         1        32-63              6-7  16.89 KiB        64 B
 note: sequences of 128 tokens, the model's context, not 32768
 )golden");
 }

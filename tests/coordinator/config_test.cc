@@ -19,13 +19,15 @@ ParsedFlags Parse(std::vector<const char*> args, Config* config) {
 
 TEST(Config, TakesFlags) {
   Config config;
-  const ParsedFlags parsed =
-      Parse({"--listen", "0.0.0.0:7", "--model", "x.gguf", "--tp", "2", "--compute", "fp32"}, &config);
+  const ParsedFlags parsed = Parse(
+      {"--listen", "0.0.0.0:7", "--model", "x.gguf", "--tp", "2", "--compute", "fp32", "--rope", "auto"},
+      &config);
   EXPECT_FALSE(parsed.exit) << parsed.output;
   EXPECT_EQ(config.listen, "0.0.0.0:7");
   EXPECT_EQ(config.model.path, "x.gguf");
   EXPECT_EQ(config.model.tensor_parallel, 2);
   EXPECT_EQ(config.model.compute, Compute::kFp32);
+  EXPECT_EQ(config.model.rope, Rope::kAuto);
   EXPECT_FALSE(config.ListensOnLoopback());
 }
 
@@ -54,6 +56,8 @@ TEST(Config, SaysInOneLineWhatIsWrong) {
       {{"--listen", "a:x"}, {"--listen"}},
       {{"--log-level", "loud"}, {"--log-level", "loud", "debug, info"}},
       {{"--compute", "int3"}, {"--compute", "int3", "fast or fp32"}},
+      {{"--rope", "short"}, {"--rope", "short", "long or auto"}},
+      {{"--rope", "auto"}, {"--rope", "--model"}},
       {{"--tp", "0"}, {"--tp", "0", "at least 1"}},
       {{"--tp", "two"}, {"--tp", "two"}},
       {{"--groups", "-1"}, {"--groups", "-1"}},

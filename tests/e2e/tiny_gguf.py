@@ -148,14 +148,19 @@ def write_random(path, seed=1):
     })
 
 
-def _write_successors(path, name, successor, otherwise, marks=()):
-    """A model that says successor[token], or `otherwise`."""
-    size = VOCAB_SIZE + len(marks)
+def successor_matrices(successor, otherwise, size=VOCAB_SIZE):
+    """Embedding and output head of a model that says successor[token], or `otherwise`."""
     embedding = array.array("f", bytes(4 * size * HIDDEN))
     output = array.array("f", bytes(4 * size * HIDDEN))
     for token in range(size):
         embedding[token * HIDDEN + token] = 1.0
         output[successor.get(token, otherwise) * HIDDEN + token] = 1.0
+    return embedding, output
+
+
+def _write_successors(path, name, successor, otherwise, marks=()):
+    size = VOCAB_SIZE + len(marks)
+    embedding, output = successor_matrices(successor, otherwise, size)
     zeros = lambda rows, columns: array.array("f", bytes(4 * rows * columns))
     write_gguf(path, _metadata(name, marks), {
         "token_embd.weight": ([HIDDEN, size], embedding),
@@ -164,10 +169,14 @@ def _write_successors(path, name, successor, otherwise, marks=()):
     })
 
 
-def write_script(path):
+def script_successors():
     says = [byte_token(byte) for byte in SCRIPT.encode()]
     assert len(set(says)) == len(says)
-    _write_successors(path, "tiny-script", dict(zip(says, says[1:] + [END])), says[0])
+    return dict(zip(says, says[1:] + [END])), says[0]
+
+
+def write_script(path):
+    _write_successors(path, "tiny-script", *script_successors())
 
 
 def write_thinker(path):
