@@ -340,7 +340,7 @@ def generate_texts(tokenizer, model, prompts, **options):
 def well_formed(text):
     opened, _, rest = text.partition("<think>\n")
     thought, closed, answer = rest.partition("</think>")
-    return not opened and bool(thought and closed) and answer == conclusion(boxed_answer(text))
+    return not opened and bool(closed) and "<think>" not in thought and answer == conclusion(boxed_answer(text))
 
 
 def evaluate(directory):
