@@ -52,11 +52,21 @@ class HfCheckpoint : public Checkpoint {
     // Some exporters keep RoPE's frequencies, and the output head of a model whose head is its embedding.
     if (name.ends_with(".rotary_emb.inv_freq")) return true;
     if (config().tied_embeddings && name == "lm_head.weight") return true;
+    if (name.ends_with(".bias") && IsZeroBias(name)) return true;
     const int layer = LayerOf(name, "model.layers.");
     return layer >= config().num_layers && layer < config().num_layers + config().num_mtp_layers;
   }
 
  private:
+  // Some writers of 4-bit files give every matrix a bias, zeros where the model has none.
+  bool IsZeroBias(std::string_view name) const {
+    constexpr size_t kSuffix = std::string_view("bias").size();
+    if (FindTensor(std::string(name.substr(0, name.size() - kSuffix)) + "qweight") == nullptr) return false;
+    const StoredTensor* bias = FindTensor(name);
+    return bias != nullptr &&
+           std::all_of(bias->data, bias->data + bias->bytes, [](uint8_t b) { return b == 0; });
+  }
+
   uint64_t hash_;
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
 };

@@ -7,7 +7,6 @@
 #include <filesystem>
 #include <fstream>
 
-#include "base/safetensors.h"
 #include "tests/base/gguf_writer.h"
 #include "tests/base/known_configs.h"
 
@@ -339,30 +338,6 @@ TEST_F(InspectTest, SizesThatCannotBeRight) {
   w.SetU32("strange.attention.value_length", 65537);
   ASSERT_TRUE(w.Write(path));
   EXPECT_THAT(Error(path), HasSubstr("strange.attention.value_length is 65537, must be 0 to 65536"));
-}
-
-TEST_F(InspectTest, SafetensorsHeaders) {
-  const auto error = [&](const json& entry) {
-    WriteSafetensors("x.safetensors", {{"t", entry}}, 64);
-    return std::string(SafetensorsFile::Open(dir_ + "/x.safetensors").status().message());
-  };
-  EXPECT_EQ(error({{"dtype", "F32"}, {"shape", {4, 4}}, {"data_offsets", {0, 64}}}), "");
-  EXPECT_EQ(error({{"dtype", "F32"}, {"shape", json::array()}, {"data_offsets", {0, 4}}}), "");
-  EXPECT_THAT(error(7), HasSubstr("tensor 't' is 7"));
-  EXPECT_THAT(error({{"dtype", "Q7"}, {"shape", {4}}, {"data_offsets", {0, 16}}}),
-              HasSubstr("dtype is 'Q7'"));
-  EXPECT_THAT(error({{"dtype", "F32"}, {"shape", {-4}}, {"data_offsets", {0, 16}}}),
-              HasSubstr("shape is -4"));
-  EXPECT_THAT(error({{"dtype", "F32"}, {"shape", {1 << 30, 1 << 30, 64}}, {"data_offsets", {0, 16}}}),
-              HasSubstr("product is below 2^63"));
-  EXPECT_THAT(error({{"dtype", "F32"}, {"shape", {4}}, {"data_offsets", {0, 12}}}), HasSubstr("12 bytes"));
-  EXPECT_THAT(error({{"dtype", "F32"}, {"shape", {4}}, {"data_offsets", {56, 72}}}),
-              HasSubstr("56 and 72 in data of 64"));
-  EXPECT_THAT(error({{"dtype", "F32"}, {"shape", {4}}, {"data_offsets", {16, 0}}}), HasSubstr("16 and 0"));
-  EXPECT_THAT(error({{"dtype", "F32"}, {"shape", {4}}}), HasSubstr("data_offsets is missing"));
-  Write("x.safetensors", GgufWriter::Raw(uint64_t{1} << 60));
-  EXPECT_THAT(std::string(SafetensorsFile::Open(dir_ + "/x.safetensors").status().message()),
-              HasSubstr("a header of 1152921504606846976 bytes in a file of 8"));
 }
 
 TEST(ByteSizeTest, Units) {

@@ -154,31 +154,112 @@ TEST_F(HfCheckpointTest, NamesWhatIsWrongWithTheFiles) {
   EXPECT_EQ(Checkpoint::Open(dir_ + "/none").status().code(), absl::StatusCode::kNotFound);
 }
 
-TEST_F(HfCheckpointTest, HostileHeaders) {
-  const auto error = [&](std::string_view header, size_t data_bytes = 32) {
-    Write("model.safetensors",
-          GgufWriter::Raw(uint64_t{header.size()}) + std::string(header) + std::string(data_bytes, '\0'));
-    return Error();
-  };
-  constexpr const char* kX = R"("x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]})";
-  EXPECT_EQ(
-      error(absl::StrCat("{", kX, R"(, "e": {"dtype": "F32", "shape": [0, 9], "data_offsets": [8, 8]}})")),
-      "");
-  EXPECT_THAT(error(absl::StrCat("{", kX, ", ", kX, "}")), HasSubstr("tensor 'x' appears twice"));
+// The tensors of quantised matrices.
+class QuantisedTest : public HfCheckpointTest {
+ protected:
+  static Tensor Words(const std::string& name, std::vector<int64_t> shape, int32_t value = 0) {
+    Tensor tensor = F32(name, std::move(shape));
+    tensor.dtype = "I32";
+    for (size_t i = 0; i < tensor.bytes.size(); i += 4) {
+      tensor.bytes.replace(i, 4, GgufWriter::Raw(value));
+    }
+    return tensor;
+  }
+  static Tensor F8(const std::string& name, std::vector<int64_t> shape) {
+    Tensor tensor = F32(name, std::move(shape));
+    tensor.dtype = "F8_E4M3";
+    tensor.bytes.resize(tensor.bytes.size() / 4);
+    return tensor;
+  }
+  // What the finder says of a matrix "m" [rows, cols] of these files.
+  std::string Find(const std::vector<Tensor>& tensors, int64_t rows, int64_t cols) {
+    WriteTensors("model.safetensors", tensors);
+    checkpoint_ = nullptr;
+    auto checkpoint = Open();
+    EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
+    checkpoint_ = *std::move(checkpoint);
+    TensorFinder finder(*checkpoint_);
+    source_ = finder.Matrix("m", rows, cols);
+    return std::string(finder.Finish().message());
+  }
+
+  std::unique_ptr<Checkpoint> checkpoint_;
+  WeightSource source_;
+};
+
+TEST_F(QuantisedTest, Fp8) {
+  config_["quantization_config"] = {{"quant_method", "fp8"}, {"weight_block_size", {2, 4}}};
+  const Tensor weight = F8("m.weight", {5, 6});
+  EXPECT_EQ(Find({weight, F32("m.weight_scale_inv", {3, 2}), F32("m.input_scale", {})}, 5, 6), "");
+  EXPECT_EQ(source_.scales.block_rows, 2);
+  EXPECT_EQ(source_.scales.block_cols, 4);
+  EXPECT_EQ(source_.scales.stride, 2);
+  for (const auto& [shape, block_rows] :
+       {std::pair{std::vector<int64_t>{}, 5}, std::pair{std::vector<int64_t>{1}, 5},
+        std::pair{std::vector<int64_t>{5}, 1}, std::pair{std::vector<int64_t>{5, 1}, 1}}) {
+    EXPECT_EQ(Find({weight, F32("m.weight_scale", shape)}, 5, 6), "");
+    EXPECT_EQ(source_.scales.block_rows, block_rows);
+    EXPECT_EQ(source_.scales.block_cols, 6);
+  }
+  EXPECT_THAT(Find({weight}, 5, 6), HasSubstr("m.weight_scale_inv or .weight_scale is missing"));
   EXPECT_THAT(
-      error(absl::StrCat("{", kX, R"(, "y": {"dtype": "F32", "shape": [4], "data_offsets": [12, 28]}})")),
-      HasSubstr("tensors 'x' and 'y' overlap"));
-  EXPECT_THAT(error(absl::StrCat("{", kX, "}"), 15), HasSubstr("0 and 16 in data of 15 bytes"));
-  EXPECT_THAT(error("[]"), HasSubstr("its header is no object"));
-  EXPECT_THAT(error("{\"x"), HasSubstr("not valid JSON"));
-  EXPECT_THAT(error(R"({"x": {"dtype": "F32", "shape": [4294967296, 4294967296], "data_offsets": [0, 16]}})"),
-              HasSubstr("product is below 2^63"));
+      Find({weight, F32("m.weight_scale", {2, 2})}, 5, 6),
+      HasSubstr("m.weight_scale has the shape [2, 2], must be one number, one a block [3, 2] or one"));
+  EXPECT_THAT(Find({weight, Words("m.weight_scale", {1})}, 5, 6), HasSubstr("m.weight_scale is I32"));
+  EXPECT_THAT(Find({weight, F32("m.weight_scale", {1}), F32("m.weight_scale_inv", {1})}, 5, 6),
+              HasSubstr("has two scales"));
+  EXPECT_EQ(Find({F32("m.weight", {5, 6})}, 5, 6), "") << "a matrix that was left as it is";
+  config_.erase("quantization_config");
+  EXPECT_EQ(Find({weight}, 5, 6), "") << "plain numbers";
+  EXPECT_EQ(source_.scales.data, nullptr);
 }
 
-// The models of tests/golden: names, shapes and configs of all of them fit.
+TEST_F(QuantisedTest, Awq) {
+  config_["quantization_config"] = {{"quant_method", "awq"}, {"bits", 4}, {"group_size", 4}};
+  const std::vector<Tensor> good = {Words("m.qweight", {12, 2}), Words("m.qzeros", {3, 2}),
+                                    F32("m.scales", {3, 16})};
+  EXPECT_EQ(Find(good, 16, 12), "");
+  EXPECT_EQ(source_.dtype, DType::kAwq);
+  EXPECT_EQ(source_.stored_rows, 16);
+  EXPECT_EQ(source_.groups.group_size, 4);
+  EXPECT_EQ(source_.groups.zero_offset, 0);
+  EXPECT_EQ(Find({F32("m.weight", {16, 12})}, 16, 12), "");
+  EXPECT_THAT(Find({good[0], F32("m.qzeros", {3, 2}), F32("m.scales", {2, 16})}, 16, 12),
+              AllOf(HasSubstr("m.qzeros is F32, must be I32"),
+                    HasSubstr("m.scales has the shape [2, 16], must be [3, 16]")));
+  EXPECT_THAT(Find(good, 17, 12), HasSubstr("multiple of 8 rows"));
+  std::vector<Tensor> with_bias = good;
+  with_bias.push_back(Words("m.bias", {16}));
+  EXPECT_EQ(Find(with_bias, 16, 12), "") << "zeros";
+  with_bias.back() = F32("m.bias", {16});
+  EXPECT_THAT(Find(with_bias, 16, 12), HasSubstr("m.bias [16] is not known"));
+  EXPECT_THAT(Find({good[0]}, 16, 12), HasSubstr("m.qzeros is missing; m.scales is missing"));
+}
+
+TEST_F(QuantisedTest, Gptq) {
+  config_["quantization_config"] = {{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 8}};
+  const std::vector<Tensor> good = {Words("m.qweight", {2, 8}), Words("m.qzeros", {2, 1}),
+                                    F32("m.scales", {2, 8})};
+  EXPECT_EQ(Find(good, 8, 16), "");
+  EXPECT_EQ(source_.dtype, DType::kGptq);
+  EXPECT_EQ(source_.groups.zero_offset, 1);
+  EXPECT_EQ(source_.groups.group_of, nullptr);
+  auto with_groups = [&](int32_t group) {
+    std::vector<Tensor> tensors = good;
+    tensors.push_back(Words("m.g_idx", {16}, group));
+    return tensors;
+  };
+  EXPECT_EQ(Find(with_groups(1), 8, 16), "");
+  EXPECT_NE(source_.groups.group_of, nullptr);
+  EXPECT_THAT(Find(with_groups(2), 8, 16), HasSubstr("m.g_idx [0] is 2, must be a group, 0 to 1"));
+  EXPECT_THAT(Find(with_groups(-1), 8, 16), HasSubstr("m.g_idx [0] is -1"));
+  EXPECT_THAT(Find(good, 8, 20), HasSubstr("multiple of 8 rows and columns"));
+}
+
+// What two formats say of one model of tests/golden.
 TEST(GoldenModelsTest, OneModelIsTheSameInBothFormats) {
   const std::string models = PHALANX_SOURCE_DIR "/tests/golden/models/";
-  for (const std::string name : {"llama_9_3", "phi3_20_5", "phi3_longrope", "qwen2_14_2"}) {
+  for (const std::string name : {"llama_9_3", "phi3_20_5", "phi3_longrope", "qwen2_14_2", "deepseek_mla"}) {
     SCOPED_TRACE(name);
     const auto hf = Checkpoint::Open(models + name);
     ASSERT_TRUE(hf.ok()) << hf.status();
@@ -197,22 +278,50 @@ TEST(GoldenModelsTest, OneModelIsTheSameInBothFormats) {
     EXPECT_EQ(a.rms_eps, b.rms_eps);
     EXPECT_EQ(a.tied_embeddings, b.tied_embeddings);
     EXPECT_EQ(a.qkv_bias, b.qkv_bias);
-    EXPECT_EQ(a.softmax_factor, b.softmax_factor);
+    EXPECT_FLOAT_EQ(static_cast<float>(a.softmax_factor), static_cast<float>(b.softmax_factor));
     ASSERT_EQ(a.rope.size(), b.rope.size());
     for (size_t i = 0; i < a.rope.size(); ++i) {
       EXPECT_EQ(a.rope[i].theta, b.rope[i].theta);
       EXPECT_EQ(a.rope[i].rotary_dim, b.rope[i].rotary_dim);
       EXPECT_EQ(a.rope[i].attention_factor, b.rope[i].attention_factor);
-      EXPECT_EQ(b.rope[i].interleaved, a.architecture == "llama");
+      EXPECT_EQ(b.rope[i].interleaved, a.architecture == "llama" || a.architecture == "deepseek2");
       ASSERT_EQ(a.rope[i].freq_factors.size(), b.rope[i].freq_factors.size());
       for (size_t f = 0; f < a.rope[i].freq_factors.size(); ++f) {
         EXPECT_FLOAT_EQ(a.rope[i].freq_factors[f], b.rope[i].freq_factors[f]) << f;
       }
     }
+    EXPECT_EQ(a.mla, b.mla);
+    EXPECT_EQ(a.moe, b.moe);
     if (a.rope_scaling == RopeScaling::kLongRope) {
       EXPECT_EQ(a.original_context_length, b.original_context_length);
     }
   }
+}
+
+TEST(SplitGgufTest, AnyPartOpensAll) {
+  const std::string stem = PHALANX_SOURCE_DIR "/tests/golden/models/gguf/llama_9_3_split-0000";
+  const auto first = Checkpoint::Open(stem + "1-of-00003.gguf");
+  ASSERT_TRUE(first.ok()) << first.status();
+  const auto last = Checkpoint::Open(stem + "3-of-00003.gguf");
+  ASSERT_TRUE(last.ok()) << last.status();
+  EXPECT_EQ((*first)->tensors().size(), (*last)->tensors().size());
+  EXPECT_EQ((*first)->ContentHash(), (*last)->ContentHash());
+  EXPECT_EQ((*last)->config().num_layers, (*first)->config().num_layers);
+
+  const std::string folder = ::testing::TempDir() + "/split_test_" + std::to_string(::getpid());
+  std::filesystem::create_directories(folder);
+  const auto error = [&](const std::string& from, const std::string& to) {
+    std::filesystem::copy_file(stem + from, folder + "/" + to,
+                               std::filesystem::copy_options::overwrite_existing);
+    return std::string(Checkpoint::Open(folder + "/" + to).status().message());
+  };
+  EXPECT_THAT(error("1-of-00003.gguf", "x.gguf"), HasSubstr("must end in -00001-of-00003.gguf"));
+  EXPECT_THAT(error("1-of-00003.gguf", "x-00001-of-00003.gguf"),
+              HasSubstr("part 1 of 3; " + folder + "/x-00002-of-00003.gguf is missing"));
+  error("2-of-00003.gguf", "x-00003-of-00003.gguf");
+  EXPECT_THAT(error("2-of-00003.gguf", "x-00002-of-00003.gguf"),
+              HasSubstr("x-00003-of-00003.gguf: split.no is 1, must be 2 to 2"));
+  std::filesystem::remove_all(folder);
 }
 
 }  // namespace
