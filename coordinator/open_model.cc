@@ -54,12 +54,14 @@ std::string NameOf(const std::string& path, bool is_directory) {
   const std::filesystem::path file(path);
   if (is_directory) return file.filename().string();
   std::string name = file.stem().string();
-  constexpr std::string_view kPart = "-00001-of-00000";
+  // Any part stands for the whole of a split file.
+  constexpr std::string_view kPart = "-00000-of-00000";
   if (name.size() > kPart.size()) {
-    const std::string_view end = std::string_view(name).substr(name.size() - kPart.size());
-    const bool first = end.substr(0, 10) == kPart.substr(0, 10) &&
-                       end.find_first_not_of("0123456789", 10) == std::string_view::npos;
-    if (first) name.resize(name.size() - kPart.size());
+    std::string end = name.substr(name.size() - kPart.size());
+    for (char& c : end) {
+      if (c >= '0' && c <= '9') c = '0';
+    }
+    if (end == kPart) name.resize(name.size() - kPart.size());
   }
   return name;
 }
