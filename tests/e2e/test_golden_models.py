@@ -23,6 +23,9 @@ CASES = [
     ("deepseek_fp8", "deepseek_fp8", "long"),
     ("phi3_awq", "phi3_awq", "long"),
     ("llama_gptq_act", "llama_gptq_act", "long"),
+    ("llama_9_3", "gguf/llama_9_3_split-00001-of-00003.gguf", "long"),
+    ("deepseek_k_quants", "gguf/deepseek_k_quants.gguf", "long"),
+    ("phi3_longrope", "gguf/phi3_longrope.gguf", "auto"),
 ]
 
 
