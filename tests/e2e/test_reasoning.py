@@ -3,6 +3,7 @@
 import pytest
 
 import tiny_gguf
+import tiny_hf
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 OPENING = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -96,8 +97,8 @@ def test_stop_strings_are_for_the_answer(cluster):
     assert (answer.reasoning, answer.text, answer.finished.stop) == ("hm" * 4, "O", "k")
 
 
-def test_needs_a_tokenizer(cluster, thinker, tmp_path):
-    cluster.client.load(path=str(thinker), name="bare", tokenizer=str(tmp_path))
+def test_needs_a_tokenizer(cluster, tmp_path):
+    cluster.client.load(path=str(tiny_hf.write_random(tmp_path / "bare", text=False)))
     try:
         answer = cluster.client.generate(model="bare", tokens={"ids": [5]}, sampling={"max_reasoning_tokens": 5})
         assert answer.code.name == "FAILED_PRECONDITION"

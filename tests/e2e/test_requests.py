@@ -80,7 +80,7 @@ def test_limits_themselves_are_allowed(cluster):
 @pytest.mark.parametrize("spec, code, named", [
     ({}, "INVALID_ARGUMENT", "path"),
     ({"path": "/nowhere/model.gguf"}, "NOT_FOUND", "/nowhere/model.gguf"),
-    ({"path": "FOLDER"}, "INVALID_ARGUMENT", "FOLDER"),
+    ({"path": "FOLDER"}, "NOT_FOUND", "FOLDER/config.json"),
     ({"path": "EMPTY"}, "INVALID_ARGUMENT", "EMPTY"),
     ({"path": "TEXT"}, "INVALID_ARGUMENT", "TEXT"),
     ({"path": "CUT"}, "INVALID_ARGUMENT", "CUT"),
