@@ -186,20 +186,20 @@ absl::Status ReadDtype(const JsonKeys& keys, std::string* dtype) {
   return absl::OkStatus();
 }
 
+// Ids past the vocabulary, as a class's defaults are for a small one, are never drawn: as if absent.
 absl::Status ReadTokenIds(const JsonKeys& keys, HfConfig& config) {
-  const std::string must = absl::StrCat("a token's number, 0 to ", config.model.vocab_size - 1);
-  const auto valid = [&](const json& v) {
-    return v.is_number_integer() && v >= 0 && v < config.model.vocab_size;
-  };
+  const std::string must = "a token's number, 0 or above";
+  const auto valid = [](const json& v) { return v.is_number_integer() && v >= 0; };
+  const auto drawn = [&](const json& v) { return v < config.model.vocab_size; };
   if (const json* bos = keys.Find("bos_token_id"); bos != nullptr) {
     if (!valid(*bos)) return keys.Bad("bos_token_id", *bos, must);
-    config.bos = bos->get<int64_t>();
+    if (drawn(*bos)) config.bos = bos->get<int64_t>();
   }
   const json* eos = keys.Find("eos_token_id");
   if (eos == nullptr) return absl::OkStatus();
   for (const json& id : eos->is_array() ? *eos : json::array({*eos})) {
     if (!valid(id)) return keys.Bad("eos_token_id", id, absl::StrCat(must, ", or an array of such"));
-    config.eos.push_back(id.get<int64_t>());
+    if (drawn(id)) config.eos.push_back(id.get<int64_t>());
   }
   return absl::OkStatus();
 }

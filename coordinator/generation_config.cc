@@ -43,14 +43,12 @@ absl::Status ReadEndIds(const JsonKeys& keys, int32_t vocab_size, std::vector<in
   constexpr const char* kKey = "eos_token_id";
   const nlohmann::json* value = keys.Find(kKey);
   if (value == nullptr) return absl::OkStatus();
-  const std::string must =
-      absl::StrCat("a token id of the model, 0 to ", vocab_size - 1, ", or a list of them");
+  constexpr const char* kMust = "a token id, 0 or above, or a list of them";
   const nlohmann::json list = value->is_array() ? *value : nlohmann::json::array({*value});
   for (const nlohmann::json& id : list) {
-    const bool fits = id.is_number_integer() && (id.is_number_unsigned() || id.get<int64_t>() >= 0) &&
-                      id.get<uint64_t>() < static_cast<uint64_t>(vocab_size);
-    if (!fits) return keys.Bad(kKey, id, must);
-    out->push_back(id.get<int32_t>());
+    if (!id.is_number_integer() || id < 0) return keys.Bad(kKey, id, kMust);
+    // Past the vocabulary, as in config.json: never drawn.
+    if (id < vocab_size) out->push_back(id.get<int32_t>());
   }
   std::sort(out->begin(), out->end());
   out->erase(std::unique(out->begin(), out->end()), out->end());

@@ -230,6 +230,13 @@ TEST(HfConfigTest, WindowsCountOnlyWhereInEffect) {
   EXPECT_TRUE(Patched("llama-3.2-3b-instruct", R"({"sliding_window": 4096})").ok()) << "Llama has none";
 }
 
+TEST(HfConfigTest, LeavesOutTokenIdsPastTheVocabulary) {
+  const auto config = Patched("phi-4", R"({"eos_token_id": [100352, 7], "bos_token_id": 100352})");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_THAT(config->eos, ::testing::ElementsAre(7));
+  EXPECT_FALSE(config->bos.has_value());
+}
+
 struct BadCase {
   const char* known;
   const char* patch;
@@ -267,7 +274,6 @@ TEST(HfConfigTest, NamesWhatIsWrong) {
       {"phi-4", R"({"rms_norm_eps": 0})", kInvalid, "rms_norm_eps is 0"},
       {"phi-4", R"({"tie_word_embeddings": "yes"})", kInvalid, "tie_word_embeddings is 'yes'"},
       {"phi-4", R"({"torch_dtype": "int8"})", kUnimplemented, "torch_dtype is 'int8'"},
-      {"phi-4", R"({"eos_token_id": 100352})", kInvalid, "eos_token_id is 100352"},
       {"phi-4", R"({"eos_token_id": [1, -1]})", kInvalid, "eos_token_id is -1"},
       {"phi-4", R"({"bos_token_id": "x"})", kInvalid, "bos_token_id is 'x'"},
       {"phi-4", R"({"sliding_window": 2048})", kUnimplemented, "sliding_window is 2048"},
