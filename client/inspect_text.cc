@@ -215,7 +215,7 @@ void AddText(const ordered_json& r, Lines& out) {
   out.Add("chat template", text);
   const ordered_json& reasoning = r["reasoning"];
   out.Add("reasoning", reasoning.is_null()
-                           ? "no marks found"
+                           ? "no marks in vocabulary or template; split where the text has them"
                            : absl::StrCat(Safe(reasoning["open"]), " ... ", Safe(reasoning["close"]), " in ",
                                           Safe(reasoning["found_in"])));
   std::vector<std::string> defaults;

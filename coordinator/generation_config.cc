@@ -46,9 +46,11 @@ absl::Status ReadEndIds(const JsonKeys& keys, int32_t vocab_size, std::vector<in
   constexpr const char* kMust = "a token id, 0 or above, or a list of them";
   const nlohmann::json list = value->is_array() ? *value : nlohmann::json::array({*value});
   for (const nlohmann::json& id : list) {
-    if (!id.is_number_integer() || id < 0) return keys.Bad(kKey, id, kMust);
+    if (!id.is_number_unsigned() && !(id.is_number_integer() && id.get<int64_t>() >= 0)) {
+      return keys.Bad(kKey, id, kMust);
+    }
     // Past the vocabulary, as in config.json: never drawn.
-    if (id < vocab_size) out->push_back(id.get<int32_t>());
+    if (id.get<uint64_t>() < static_cast<uint64_t>(vocab_size)) out->push_back(id.get<int32_t>());
   }
   std::sort(out->begin(), out->end());
   out->erase(std::unique(out->begin(), out->end()), out->end());

@@ -53,6 +53,8 @@ class HfCheckpoint : public Checkpoint {
     if (name.ends_with(".rotary_emb.inv_freq")) return true;
     if (config().tied_embeddings && name == "lm_head.weight") return true;
     if (name.ends_with(".bias") && IsZeroBias(name)) return true;
+    // transformers writes the matrices of no shared experts.
+    if (const StoredTensor* tensor = FindTensor(name); tensor != nullptr && tensor->bytes == 0) return true;
     const int layer = LayerOf(name, "model.layers.");
     return layer >= config().num_layers && layer < config().num_layers + config().num_mtp_layers;
   }

@@ -120,6 +120,7 @@ TEST_F(HfCheckpointTest, SomeTensorsAreExpectedAndUnused) {
   config_["tie_word_embeddings"] = true;
   WriteTensors("model.safetensors",
                {F32("lm_head.weight", {3, 4}), F32("model.layers.0.self_attn.rotary_emb.inv_freq", {1}),
+                F32("model.layers.0.mlp.shared_experts.up_proj.weight", {0, 4}),
                 F32("model.layers.1.self_attn.q_proj.weight", {1})});
   const auto tied = Open();
   ASSERT_TRUE(tied.ok()) << tied.status();
