@@ -266,21 +266,25 @@ bool ClusterState::Form(int64_t now, Group* group, const ModelSpec& spec, uint64
   struct Host {
     std::vector<Worker*> idle;
     int32_t live = 0;
-    int64_t newest_ms = 0;
+    const Worker* newest = nullptr;
   };
   std::map<std::string, Host> hosts;
   for (auto& [session, worker] : workers_) {
     if (worker.phase == WorkerPhase::kLost) continue;
     Host& host = hosts[worker.info.host];
     ++host.live;
-    host.newest_ms = std::max(host.newest_ms, worker.joined_ms);
+    if (host.newest == nullptr || worker.session > host.newest->session) host.newest = &worker;
     if (worker.phase == WorkerPhase::kIdle) host.idle.push_back(&worker);
   }
   // The host that is left with the fewest idle workers keeps the others whole for wider groups.
   const auto needed = static_cast<size_t>(spec.tensor_parallel);
+  const auto settled = [&](const Host& host) {
+    const int32_t seen = host.newest->info.workers_on_host;
+    return (seen > 0 && host.live >= seen) || now - host.newest->joined_ms >= options_.settle_ms;
+  };
   Host* chosen = nullptr;
   for (auto& [name, host] : hosts) {
-    if (host.idle.size() < needed || now - host.newest_ms < options_.settle_ms) continue;
+    if (host.idle.size() < needed || !settled(host)) continue;
     if (chosen == nullptr || host.idle.size() < chosen->idle.size()) chosen = &host;
   }
   if (chosen == nullptr) return false;

@@ -40,6 +40,7 @@ struct WorkerInfo {
   std::string device;
   std::string group_address;
   int64_t memory_total_bytes = 0;
+  int32_t workers_on_host = 0;  // processes that it saw on its host when it joined; 0: unknown
 };
 
 enum class RankState { kLoading, kReady, kFailed, kReleased };
@@ -108,8 +109,8 @@ class ClusterState {
     int64_t load_timeout_ms = 600'000;    // assignment to ready
     int64_t release_timeout_ms = 60'000;  // release to released
     int64_t lost_keep_ms = 60'000;        // a lost worker stays listed
-    // Idle workers of a host are used once none has joined for this long: workers that start together are
-    // seen together, so that workers_on_host is right.
+    // Workers that start together are seen together, so that workers_on_host is right: idle workers of a host
+    // are used once all that the newest saw there have joined, or none has joined for this long.
     int64_t settle_ms = 300;
     // A failed group is formed again after this; doubled at each failure in a row.
     int64_t backoff_ms = 1'000;

@@ -191,6 +191,7 @@ WorkerInfo ToWorkerInfo(const internal::v1::Hello& hello) {
   WorkerInfo out;
   out.id = hello.worker_id();
   out.host = hello.host();
+  out.workers_on_host = hello.workers_on_host();
   out.pid = hello.pid();
   out.device = hello.device();
   out.group_address = hello.group_address();

@@ -14,7 +14,9 @@ namespace {
 using internal::v1::JoinRequest;
 using internal::v1::JoinResponse;
 
-constexpr std::chrono::milliseconds kFirstBackoff{200};
+// Dialled this often for the first second, since the two often start together; then ever less often.
+constexpr std::chrono::milliseconds kFirstBackoff{20};
+constexpr std::chrono::seconds kSoon{1};
 constexpr std::chrono::milliseconds kLongestBackoff{3000};
 // A coordinator that stays away is mentioned this often.
 constexpr std::chrono::seconds kLogInterval{30};
@@ -101,13 +103,17 @@ absl::Status CoordinatorLink::RunStream(internal::v1::WorkerControl::Stub* stub,
 }
 
 void CoordinatorLink::Run() {
-  const auto stub = internal::v1::WorkerControl::NewStub(
-      grpc::CreateCustomChannel(address_, grpc::InsecureChannelCredentials(), InternalChannelArguments()));
+  grpc::ChannelArguments arguments = InternalChannelArguments();
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   std::minstd_rand random{std::random_device{}()};
   std::chrono::milliseconds backoff = kFirstBackoff;
   CondVar::Clock::time_point next_log = CondVar::Clock::now();
+  CondVar::Clock::time_point slower_from = next_log + kSoon;
   std::string last_message;
   while (true) {
+    // A channel that has failed tries again no sooner than after 100 ms: a new one for each dial.
+    const auto stub = internal::v1::WorkerControl::NewStub(
+        grpc::CreateCustomChannel(address_, grpc::InsecureChannelCredentials(), arguments));
     bool welcomed = false;
     const absl::Status status = RunStream(stub.get(), &welcomed);
     {
@@ -118,6 +124,7 @@ void CoordinatorLink::Run() {
       spdlog::warn("lost coordinator {}: {}; dialling again", address_, status.ToString());
       events_.lost(status);
       backoff = kFirstBackoff;
+      slower_from = CondVar::Clock::now() + kSoon;
       last_message.clear();
     } else if (CondVar::Clock::now() >= next_log || status.message() != last_message) {
       spdlog::warn("coordinator {} does not take this worker: {}; trying on", address_, status.ToString());
@@ -128,7 +135,7 @@ void CoordinatorLink::Run() {
     const auto wait = std::chrono::milliseconds(
         std::uniform_int_distribution<int64_t>(backoff.count() / 2, backoff.count())(random));
     const CondVar::Clock::time_point until = CondVar::Clock::now() + wait;
-    backoff = std::min(backoff * 2, kLongestBackoff);
+    if (CondVar::Clock::now() >= slower_from) backoff = std::min(backoff * 2, kLongestBackoff);
     MutexLock lock(mu_);
     while (!stopping_ && changed_.WaitUntil(mu_, until)) {
     }

@@ -4,10 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <optional>
 #include <sstream>
+#include <string>
+#include <system_error>
 #include <vector>
 
 #include "absl/strings/ascii.h"
@@ -149,6 +152,19 @@ HostResources ReadHostResources(const std::string& root) {
   result.memory_available =
       std::min(ReadField(root + "proc/meminfo", "MemAvailable").value_or(0), limit.left);
   return result;
+}
+
+int CountWorkersOnHost() {
+  std::error_code ignored;
+  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", ignored);
+  int count = 0;
+  for (std::filesystem::directory_iterator it("/proc", ignored), end; it != end; it.increment(ignored)) {
+    const std::string name = it->path().filename().string();
+    if (!std::all_of(name.begin(), name.end(), absl::ascii_isdigit)) continue;
+    // Gone meanwhile, or another user's: an error, and an empty path.
+    if (!self.empty() && std::filesystem::read_symlink(it->path() / "exe", ignored) == self) ++count;
+  }
+  return std::max(count, 1);
 }
 
 int64_t KvCacheBytes(int64_t memory_available, int workers_on_host, double fraction, int64_t weight_bytes,

@@ -16,6 +16,9 @@ struct HostResources {
 // `root` replaces "/" in tests. What cannot be read counts as no limit.
 HostResources ReadHostResources(const std::string& root = "/");
 
+// Processes of this program on the host, as far as /proc shows them; at least 1: this one.
+int CountWorkersOnHost();
+
 // Memory for the KV cache of one of `workers_on_host` workers: `fraction` of its fair share of
 // `memory_available`, less its weights; at most `limit` when that is not 0. 0 when nothing is left.
 int64_t KvCacheBytes(int64_t memory_available, int workers_on_host, double fraction, int64_t weight_bytes,

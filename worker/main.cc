@@ -84,6 +84,7 @@ int Serve(const WorkerConfig& config, const sigset_t& signals) {
   hello.set_worker_id(config.id);
   hello.set_host(config.host_id);
   hello.set_pid(getpid());
+  hello.set_workers_on_host(CountWorkersOnHost());
   hello.set_version(kVersion);
   hello.set_device(absl::StrCat(*device, ", ", host.cpus, host.cpus == 1 ? " CPU" : " CPUs"));
   hello.set_group_address(config.advertise.empty() ? listening : config.advertise);

@@ -39,9 +39,10 @@ ModelSpec Spec(const std::string& name, int32_t tensor_parallel, int32_t groups)
   return spec;
 }
 
-// Commands: at MS; join ID host= [pid=]; beat ID [step=]; rank ID GROUP STATE [epoch=] [detail=]; leave ID
-// reason=; serve GROUP [epoch=]; load-report GROUP running= queued=; leader-gone GROUP reason=; load NAME tp=
-// groups=; unload NAME; tick; state. Workers are named by id; sessions are numbered in order of joining.
+// Commands: at MS; join ID host= [pid=] [sees=]; beat ID [step=]; rank ID GROUP STATE [epoch=] [detail=];
+// leave ID reason=; serve GROUP [epoch=]; load-report GROUP running= queued=; leader-gone GROUP reason=; load
+// NAME tp= groups=; unload NAME; tick; state. Workers are named by id; sessions are numbered in order of
+// joining.
 class ClusterDriver {
  public:
   ClusterDriver()
@@ -70,6 +71,7 @@ class ClusterDriver {
       info.id = c.words.at(1);
       info.host = c.Arg("host");
       info.pid = static_cast<int32_t>(c.Number("pid", 1));
+      info.workers_on_host = static_cast<int32_t>(c.Number("sees", 0));
       info.group_address = info.host + ":1";
       const Session session = next_session_++;
       const absl::Status status = state_.WorkerJoined(now_, session, info, &actions);

@@ -1,6 +1,9 @@
 #include "worker/host_resources.h"
 
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -78,6 +81,21 @@ TEST_F(HostResourcesTest, UnlimitedVersion1AndNonsense) {
   Write("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n");
   EXPECT_EQ(Read().memory_total, 8000 * 1024);
   EXPECT_EQ(Read().memory_available, 6000 * 1024);
+}
+
+TEST(HostResources, CountsTheProcessesOfThisProgram) {
+  const int before = CountWorkersOnHost();
+  EXPECT_GE(before, 1);
+  const pid_t child = fork();
+  if (child == 0) {
+    pause();
+    _exit(0);
+  }
+  ASSERT_GT(child, 0);
+  EXPECT_EQ(CountWorkersOnHost(), before + 1);
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+  EXPECT_EQ(CountWorkersOnHost(), before);
 }
 
 TEST(HostResources, ThisHost) {
