@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/status_macros.h"
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/reference/reference_ops.h"
@@ -14,6 +15,15 @@ std::vector<std::string> AvailableRungs() {
   if (MissingForAvx2().empty()) rungs.push_back("avx2");
   if (MissingForAmx().empty()) rungs.push_back("amx");
   return rungs;
+}
+
+absl::Status Ops::GatedMatmul(const GatedMatmulParams& p) {
+  MatmulParams product;
+  product.x = p.x;
+  product.weight = p.weight;
+  product.y = p.gate_up;
+  PHX_RETURN_IF_ERROR(Matmul(product));
+  return SwiGlu({.gate_up = p.gate_up, .y = p.y});
 }
 
 absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const OpsOptions& options) {

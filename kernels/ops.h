@@ -216,6 +216,14 @@ struct SwiGluParams {
   Matrix y;        // [T, F]
 };
 
+// y = silu(gate) * up of gate | up = x W^T: Matmul and SwiGlu in one.
+struct GatedMatmulParams {
+  Matrix x;                              // [T, K]
+  const PackedWeight* weight = nullptr;  // not K-sharded, N = 2F
+  Matrix gate_up;                        // [T, 2F] scratch: what it holds afterwards is not said
+  Matrix y;                              // [T, F]
+};
+
 // ---- Attention ----------------------------------------------------------------------------------
 
 // cos and sin of one RoPE mode for positions [0, num_positions), made once from a RopeConfig.
@@ -399,6 +407,8 @@ class Ops {
   virtual absl::Status ShardedMatmul(const ShardedMatmulParams& params) = 0;
   virtual absl::Status HeadMatmul(const HeadMatmulParams& params) = 0;
   virtual absl::Status SwiGlu(const SwiGluParams& params) = 0;
+  // The same bits as the two calls, which it makes unless a backend has better.
+  virtual absl::Status GatedMatmul(const GatedMatmulParams& params);
   virtual absl::Status RopeStoreKv(const RopeStoreKvParams& params) = 0;
   virtual absl::Status Attention(const AttentionParams& params) = 0;
   virtual absl::Status Route(const RouteParams& params) = 0;

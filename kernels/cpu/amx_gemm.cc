@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kernels/cpu/avx2_math.h"
+#include "kernels/cpu/avx512_math.h"
 #include "kernels/cpu/simd_kernels.h"
 
 namespace phalanx {
@@ -198,6 +199,179 @@ void PanelProduct(const PanelProductParams& p) {
   } while (k < p.depth);
 }
 
+// ---- Whole outputs of many rows -----------------------------------------------------------------
+//
+// A pair of row tiles times a pair of panels makes a square of 32 x 32 outputs; sums of segments are added
+// while they are in the first-level cache. All row pairs pass over a pair of panels, which meanwhile is in
+// the second-level cache, as all rows are; each row pair fetches its share of the next pair of panels.
+
+constexpr int kSquare = 2 * kTileRows;
+constexpr int kMaxLevels = 8;
+using Square = float[kSquare][2 * kPanel];
+
+// The two panels of weights at a step.
+struct PanelPair {
+  const uint16_t* first;
+  const uint16_t* second;  // null: there is one
+};
+
+PanelPair PairAt(const TreeProductParams& p, int panel) {
+  const auto* w = static_cast<const uint16_t*>(p.w);
+  PanelPair pair = {w + panel * p.panel_stride, nullptr};
+  if (p.gate_panels > 0) {
+    pair.second = w + (p.gate_panels + panel) * p.panel_stride;
+  } else if (panel + 1 < p.all_panels) {
+    pair.second = pair.first + p.panel_stride;
+  }
+  return pair;
+}
+
+// What is fetched while a square is computed: some lines of each tile of the next panels.
+struct Ahead {
+  PanelPair next;            // null: nothing
+  int first_line, end_line;  // of a tile's 16
+};
+
+template <bool kTwoRows, bool kTwoPanels>
+inline void SquareSum(const uint16_t* a0, const uint16_t* a1, const uint16_t* w0, const uint16_t* w1,
+                      const uint16_t* n0, const uint16_t* n1, int64_t tiles, const Ahead& ahead) {
+  _tile_zero(0);
+  if (kTwoPanels) _tile_zero(1);
+  if (kTwoRows) _tile_zero(2);
+  if (kTwoRows && kTwoPanels) _tile_zero(3);
+  for (int64_t k = 0; k < tiles; ++k) {
+    const int64_t at = k * kWeightTile;
+    _tile_loadd(4, a0 + at, 64);
+    _tile_loadd(6, w0 + at, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if (kTwoPanels) {
+      _tile_loadd(7, w1 + at, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if (kTwoRows) {
+      _tile_loadd(5, a1 + at, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      if (kTwoPanels) _tile_dpbf16ps(3, 5, 7);
+    }
+    if (n0 != nullptr) {
+      for (int line = ahead.first_line; line < ahead.end_line; ++line)
+        _mm_prefetch(reinterpret_cast<const char*>(n0 + at) + line * 64, _MM_HINT_T1);
+    }
+    if (n1 != nullptr) {
+      for (int line = ahead.first_line; line < ahead.end_line; ++line)
+        _mm_prefetch(reinterpret_cast<const char*>(n1 + at) + line * 64, _MM_HINT_T1);
+    }
+  }
+}
+
+template <bool kTwoRows, bool kTwoPanels>
+inline void StoreSquare(float* to, int64_t stride) {
+  char* c = reinterpret_cast<char*>(to);
+  _tile_stored(0, c, stride);
+  if (kTwoPanels) _tile_stored(1, c + 64, stride);
+  if (kTwoRows) _tile_stored(2, c + kTileRows * stride, stride);
+  if (kTwoRows && kTwoPanels) _tile_stored(3, c + kTileRows * stride + 64, stride);
+}
+
+void SiluTimes(const Square& square, int rows, int cols, float* out, int64_t stride) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  const __mmask16 mask = FirstLanes(cols);
+  for (int i = 0; i < rows; ++i) {
+    // The operations of Avx2SwiGlu, bit for bit.
+    const __m512 g = _mm512_load_ps(square[i]);
+    const __m512 e = Exp16(_mm512_xor_ps(g, _mm512_set1_ps(-0.0f)));
+    const __m512 silu = _mm512_div_ps(g, _mm512_add_ps(one, e));
+    _mm512_mask_storeu_ps(out + i * stride, mask, _mm512_mul_ps(silu, _mm512_load_ps(square[i] + kPanel)));
+  }
+}
+
+// One square for all segments of all trees.
+template <bool kTwoRows, bool kTwoPanels>
+void SquareProduct(const TreeProductParams& p, int first_row, int panel, const Ahead& ahead) {
+  alignas(64) Square stack[kMaxLevels];
+  const auto* rows = static_cast<const uint16_t*>(p.a) + first_row * p.a_depth;
+  const PanelPair w = PairAt(p, panel);
+  const int num_rows = p.rows - first_row < kSquare ? p.rows - first_row : kSquare;
+  const int64_t first_col = static_cast<int64_t>(panel) * kPanel;
+  const int64_t cols = p.n - first_col < 2 * kPanel ? p.n - first_col : 2 * kPanel;
+  const __mmask16 low = FirstLanes(static_cast<int>(cols)), high = FirstLanes(static_cast<int>(cols) - 16);
+  const bool whole = num_rows == (kTwoRows ? kSquare : kTileRows) && cols == (kTwoPanels ? 32 : 16);
+  const ProductSegment* segment = p.segments;
+  for (int tree = 0; tree < p.num_trees; ++tree) {
+    float* out = p.out + tree * p.tree_stride + first_row * p.out_stride + first_col;
+    int top = 0;
+    for (int i = 0; i < p.tree_segments[tree]; ++i, ++segment) {
+      const uint16_t* a = rows + segment->a_begin * kTileRows;
+      const int64_t at = segment->w_begin * kPanel;
+      SquareSum<kTwoRows, kTwoPanels>(
+          a, a + kTileRows * p.a_depth, w.first + at, kTwoPanels ? w.second + at : nullptr,
+          ahead.next.first == nullptr ? nullptr : ahead.next.first + at,
+          ahead.next.second == nullptr ? nullptr : ahead.next.second + at, segment->depth / kTileK, ahead);
+      if (whole && p.tree_segments[tree] == 1 && p.bias == nullptr && p.gate_panels == 0) {
+        StoreSquare<kTwoRows, kTwoPanels>(out, p.out_stride * 4);
+        top = -1;
+        continue;
+      }
+      StoreSquare<kTwoRows, kTwoPanels>(stack[top++][0], sizeof(stack[0][0]));
+      for (int merged = i; (merged & 1) != 0; merged >>= 1) {
+        --top;
+        for (int r = 0; r < (kTwoRows ? kSquare : kTileRows); ++r) {
+          float* left = stack[top - 1][r];
+          const float* right = stack[top][r];
+          _mm512_store_ps(left, _mm512_add_ps(_mm512_load_ps(left), _mm512_load_ps(right)));
+          if (!kTwoPanels) continue;
+          _mm512_store_ps(left + 16, _mm512_add_ps(_mm512_load_ps(left + 16), _mm512_load_ps(right + 16)));
+        }
+      }
+    }
+    if (top < 0) continue;
+    if (p.gate_panels > 0) {
+      const int64_t left = p.n / 2 - first_col;
+      SiluTimes(stack[0], num_rows, static_cast<int>(left < kPanel ? left : kPanel), out, p.out_stride);
+      continue;
+    }
+    __m512 bias_low = _mm512_setzero_ps(), bias_high = bias_low;
+    if (p.bias != nullptr) {
+      bias_low = _mm512_maskz_loadu_ps(low, p.bias + first_col);
+      bias_high = _mm512_maskz_loadu_ps(high, p.bias + first_col + 16);
+    }
+    for (int r = 0; r < num_rows; ++r) {
+      __m512 x = _mm512_load_ps(stack[0][r]), y = _mm512_load_ps(stack[0][r] + 16);
+      if (p.bias != nullptr) {
+        x = _mm512_add_ps(x, bias_low);
+        y = _mm512_add_ps(y, bias_high);
+      }
+      _mm512_mask_storeu_ps(out + r * p.out_stride, low, x);
+      if (kTwoPanels) _mm512_mask_storeu_ps(out + r * p.out_stride + 16, high, y);
+    }
+  }
+}
+
+void TreeProduct(const TreeProductParams& p) {
+  const int row_pairs = (p.rows + kSquare - 1) / kSquare;
+  const int step = p.gate_panels > 0 ? 1 : 2;
+  const int end = p.first_panel + p.num_panels;
+  for (int panel = p.first_panel; panel < end; panel += step) {
+    const bool two_panels = PairAt(p, panel).second != nullptr;
+    for (int r = 0; r < row_pairs; ++r) {
+      Ahead ahead = {};
+      if (panel + step < p.all_panels) {
+        ahead.next = PairAt(p, panel + step);
+        ahead.first_line = 16 * r / row_pairs;
+        ahead.end_line = 16 * (r + 1) / row_pairs;
+      }
+      const int row = r * kSquare;
+      if (p.rows - row > kTileRows) {
+        two_panels ? SquareProduct<true, true>(p, row, panel, ahead)
+                   : SquareProduct<true, false>(p, row, panel, ahead);
+      } else {
+        two_panels ? SquareProduct<false, true>(p, row, panel, ahead)
+                   : SquareProduct<false, false>(p, row, panel, ahead);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 const GemmKernels kAmxGemmBf16 = {.format = PanelFormat::kAmxBf16,
@@ -214,6 +388,8 @@ const GemmKernels kAmxGemmBf16 = {.format = PanelFormat::kAmxBf16,
                                   .pack = PackRows,
                                   .pack_weights = PackWeights,
                                   .product = PanelProduct,
+                                  .tree_product = TreeProduct,
+                                  .tree_depth = 3072,
                                   .begin_task = BeginTask,
                                   .end_task = EndTask};
 

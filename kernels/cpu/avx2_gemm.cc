@@ -106,6 +106,8 @@ const GemmKernels kAvx2GemmF32 = {.format = PanelFormat::kF32,
                                   .pack = PackRows,
                                   .pack_weights = PackWeights<float>,
                                   .product = Product<float>,
+                                  .tree_product = nullptr,
+                                  .tree_depth = 0,
                                   .begin_task = nullptr,
                                   .end_task = nullptr};
 const GemmKernels kAvx2GemmBf16 = {.format = PanelFormat::kBf16,
@@ -122,6 +124,8 @@ const GemmKernels kAvx2GemmBf16 = {.format = PanelFormat::kBf16,
                                    .pack = PackRows,
                                    .pack_weights = PackWeights<uint16_t>,
                                    .product = Product<uint16_t>,
+                                   .tree_product = nullptr,
+                                   .tree_depth = 0,
                                    .begin_task = nullptr,
                                    .end_task = nullptr};
 

@@ -224,21 +224,27 @@ absl::Status CpuAttention::Run(const AttentionParams& p, const CpuKvCache& cache
   // Runs of heads that share a KV head, and rows enough to fill a task.
   tasks_.clear();
   int max_vectors = 1;
+  const auto heads_end = [&p](int h) {
+    int end = h + 1;
+    while (end < p.num_heads && end - h < kMaxHeads && p.kv_head_of[end] == p.kv_head_of[h]) ++end;
+    return end;
+  };
+  int most_heads = 1;
+  for (int h = 0; h < p.num_heads; h = heads_end(h)) most_heads = std::max(most_heads, heads_end(h) - h);
+  // A power of two of rows, cut where positions are multiples of it: so no task straddles two chunks. All
+  // heads of some rows follow one another: threads find rows where the products left them.
+  int rows = 1;
+  while (rows * 2 * most_heads <= kMaxVectors) rows *= 2;
   for (const AttentionSequence& sequence : p.sequences) {
-    for (int h = 0; h < p.num_heads;) {
-      int end = h + 1;
-      while (end < p.num_heads && end - h < kMaxHeads && p.kv_head_of[end] == p.kv_head_of[h]) ++end;
-      // A power of two of rows, cut where positions are multiples of it: so no task straddles two chunks.
-      int rows = 1;
-      while (rows * 2 * (end - h) <= kMaxVectors) rows *= 2;
-      for (int64_t row = 0; row < sequence.num_rows;) {
-        const int64_t position = sequence.first_position + row;
-        const int64_t last = std::min(sequence.num_rows, row + rows - position % rows);
-        tasks_.push_back({&sequence, row, static_cast<int>(last - row), h, end - h});
-        max_vectors = std::max(max_vectors, static_cast<int>(last - row) * (end - h));
-        row = last;
+    for (int64_t row = 0; row < sequence.num_rows;) {
+      const int64_t position = sequence.first_position + row;
+      const int64_t last = std::min(sequence.num_rows, row + rows - position % rows);
+      for (int h = 0; h < p.num_heads; h = heads_end(h)) {
+        const int heads = heads_end(h) - h;
+        tasks_.push_back({&sequence, row, static_cast<int>(last - row), h, heads});
+        max_vectors = std::max(max_vectors, static_cast<int>(last - row) * heads);
       }
-      h = end;
+      row = last;
     }
   }
   const Layout layout(p, cache, max_vectors);

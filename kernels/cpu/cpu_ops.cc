@@ -124,6 +124,20 @@ absl::Status CpuOps::SwiGlu(const SwiGluParams& p) {
   return absl::OkStatus();
 }
 
+absl::Status CpuOps::GatedMatmul(const GatedMatmulParams& p) {
+  const auto* weight = dynamic_cast<const CpuWeight*>(p.weight);
+  if (weight == nullptr || &weight->kernels() != &kernels_ || !CpuGemm::CanGate(*weight, p.x.rows)) {
+    return Ops::GatedMatmul(p);
+  }
+  MatmulParams product;
+  product.x = p.x;
+  product.weight = p.weight;
+  product.y = p.gate_up;
+  PHX_RETURN_IF_ERROR(Validate(product));
+  PHX_RETURN_IF_ERROR(Validate(SwiGluParams{.gate_up = p.gate_up, .y = p.y}));
+  return gemm_.GatedMatmul(p.x, *weight, p.y);
+}
+
 absl::Status CpuOps::RopeStoreKv(const RopeStoreKvParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
   PHX_RETURN_IF_ERROR(CheckHostContents(p));

@@ -1,6 +1,7 @@
 #include "kernels/cpu/cpu_weight.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 
 #include "base/status_macros.h"
@@ -10,6 +11,12 @@ namespace phalanx {
 namespace {
 
 int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+bool UsesTree(const CpuWeight& weight, int64_t rows) {
+  const GemmKernels& kernels = weight.kernels();
+  return kernels.tree_product != nullptr && rows > 2 * kernels.max_tile_rows &&
+         weight.row_depth() <= kernels.tree_depth;
+}
 
 }  // namespace
 
@@ -82,18 +89,78 @@ absl::Status CpuGemm::ShardedMatmul(const Matrix& x, const CpuWeight& weight, fl
   return Run(x, weight, {sums, weight.n(), tree_stride, nullptr});
 }
 
+bool CpuGemm::CanGate(const CpuWeight& weight, int64_t rows) {
+  return UsesTree(weight, rows) && weight.subtrees().empty() && weight.n() % (2 * kPanel) == 0;
+}
+
+absl::Status CpuGemm::GatedMatmul(const Matrix& x, const CpuWeight& weight, const Matrix& y) {
+  return Run(x, weight, {static_cast<float*>(y.data), y.stride, 0, nullptr, true});
+}
+
+void CpuGemm::RunTree(const char* packed_rows, int num_rows, const CpuWeight& weight, const Output& output) {
+  const GemmKernels& kernels = weight.kernels();
+  std::array<ProductSegment, kMaxShards> segments;
+  std::array<int, kMaxShards> tree_segments = {1};
+  for (size_t i = 0; i < weight.segments().size(); ++i) {
+    const CpuWeight::Segment& s = weight.segments()[i];
+    segments[i] = {s.row_begin, s.weight_begin, s.weight_depth};
+  }
+  for (size_t i = 0; i < weight.subtrees().size(); ++i) tree_segments[i] = weight.subtrees()[i].count;
+  // All rows of a task stay in the second-level cache.
+  constexpr int64_t kRowBytes = 640 << 10;
+  const int64_t fitting = kRowBytes / (std::max<int64_t>(weight.row_depth(), 1) * kernels.row_bytes);
+  const int unit = 2 * kernels.max_tile_rows;
+  const int max_rows = std::max(unit, static_cast<int>(std::min<int64_t>(fitting, num_rows)) / unit * unit);
+  // Where there are rows for it, a thread has rows of its own: they stay in its caches from product to
+  // product.
+  constexpr int kOwnRows = 128;
+  const int num_blocks =
+      std::max((num_rows + max_rows - 1) / max_rows, std::min(pool_.num_threads(), num_rows / kOwnRows));
+  const int block_rows = static_cast<int>(RoundUp((num_rows + num_blocks - 1) / num_blocks, unit));
+  const int panels = output.gated ? weight.num_panels() / 2 : weight.num_panels();
+  const int task_panels = output.gated ? 4 : 8;
+  const int panel_blocks = (panels + task_panels - 1) / task_panels;
+  pool_.Run(int64_t{panel_blocks} * num_blocks, [&](int64_t task, int) {
+    const int row = static_cast<int>(task / panel_blocks) * block_rows;
+    const int first_panel = static_cast<int>(task % panel_blocks) * task_panels;
+    if (row >= num_rows) return;
+    TreeProductParams p;
+    p.a = packed_rows + row * weight.row_depth() * kernels.row_bytes;
+    p.a_depth = weight.row_depth();
+    p.rows = std::min(block_rows, num_rows - row);
+    p.w = weight.panel(0, 0);
+    p.panel_stride = weight.panel_stride();
+    p.first_panel = first_panel;
+    p.num_panels = std::min(task_panels, panels - first_panel);
+    p.all_panels = panels;
+    p.n = weight.n();
+    p.segments = segments.data();
+    p.tree_segments = tree_segments.data();
+    p.num_trees = static_cast<int>(std::max<size_t>(1, weight.subtrees().size()));
+    p.bias = output.bias;
+    p.out = output.out + row * output.stride;
+    p.out_stride = output.stride;
+    p.tree_stride = output.tree_stride;
+    p.gate_panels = output.gated ? panels : 0;
+    kernels.begin_task(kernels.max_tile_rows);
+    kernels.tree_product(p);
+    kernels.end_task();
+  });
+}
+
 absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Output& output) {
   if (x.rows == 0 || weight.n() == 0) return absl::OkStatus();
   const GemmKernels& kernels = weight.kernels();
   const auto num_rows = static_cast<int>(x.rows);
   const int max_tile = kernels.max_tile_rows;
+  const bool tree = UsesTree(weight, num_rows);
 
   // Rows are cut into blocks of whole tiles, blocks and panels into tasks.
   const int num_blocks = (num_rows + kernels.block_rows - 1) / kernels.block_rows;
   const auto block_begin = [&](int b) { return std::min(num_rows, b * kernels.block_rows); };
   const auto block_size = [&](int b) { return block_begin(b + 1) - block_begin(b); };
   const auto tile_rows_of = [&](int rows, int tiles, int t) {
-    if (!kernels.balanced) return tiles == 1 ? rows : max_tile;
+    if (!kernels.balanced) return tiles == 1 && !tree ? rows : max_tile;
     return TileBegin(rows, tiles, max_tile, true, t + 1) - TileBegin(rows, tiles, max_tile, true, t);
   };
   const int64_t packed_row_bytes = weight.row_depth() * kernels.row_bytes;
@@ -116,6 +183,11 @@ absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Output
     for (int64_t i = 0; i < int64_t{num_blocks} * tiles_per_block; ++i) pack_tile(i, 0);
   } else {
     pool_.Run(int64_t{num_blocks} * tiles_per_block, pack_tile);
+  }
+
+  if (tree) {
+    RunTree(packed_rows, num_rows, weight, output);
+    return absl::OkStatus();
   }
 
   bool deep = false;
@@ -154,9 +226,9 @@ absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Output
                           (kernels.balanced || rows % max_tile == 0 || rows < max_tile);
     size_t segment = 0;
     const size_t num_trees = std::max<size_t>(1, weight.subtrees().size());
-    for (size_t tree = 0; tree < num_trees; ++tree) {
+    for (size_t t = 0; t < num_trees; ++t) {
       // A binary counter of pending sums: shard i of the tree, then as many merges as i ends in ones.
-      const int count = weight.subtrees().empty() ? 1 : weight.subtrees()[tree].count;
+      const int count = weight.subtrees().empty() ? 1 : weight.subtrees()[t].count;
       int top = 0;
       for (int i = 0; i < count; ++i, ++segment) {
         const CpuWeight::Segment& s = weight.segments()[segment];
@@ -175,7 +247,7 @@ absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Output
         }
       }
       if (in_place) break;
-      float* out = output.out + static_cast<int64_t>(tree) * output.tree_stride +
+      float* out = output.out + static_cast<int64_t>(t) * output.tree_stride +
                    block_begin(b) * output.stride + int64_t{first_panel} * kPanel;
       const float* bias = output.bias == nullptr ? nullptr : output.bias + int64_t{first_panel} * kPanel;
       for (int r = 0; r < rows; ++r) Avx2AddBias(stack + r * width, bias, cols, out + r * output.stride);

@@ -70,6 +70,10 @@ class CpuGemm {
   absl::Status Matmul(const Matrix& x, const CpuWeight& weight, const float* bias, const Matrix& y);
   // sums[i] of each subtree, `tree_stride` elements apart.
   absl::Status ShardedMatmul(const Matrix& x, const CpuWeight& weight, float* sums, int64_t tree_stride);
+  // Whether GatedMatmul takes so many rows of this weight.
+  static bool CanGate(const CpuWeight& weight, int64_t rows);
+  // y = silu(g) * u of the halves g | u of x W^T.
+  absl::Status GatedMatmul(const Matrix& x, const CpuWeight& weight, const Matrix& y);
 
  private:
   // Where a task's results go: out of subtree i starts at out + i * tree_stride.
@@ -78,7 +82,10 @@ class CpuGemm {
     int64_t stride;
     int64_t tree_stride;
     const float* bias;
+    bool gated = false;
   };
+  // By the kernels' tree_product; rows are packed.
+  void RunTree(const char* packed_rows, int num_rows, const CpuWeight& weight, const Output& output);
   absl::Status Run(const Matrix& x, const CpuWeight& weight, const Output& output);
 
   ThreadPool& pool_;

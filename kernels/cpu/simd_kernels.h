@@ -32,6 +32,36 @@ struct PanelProductParams {
   bool accumulate;  // go on from c
 };
 
+// A run of k that is summed by itself.
+struct ProductSegment {
+  int64_t a_begin;  // in packed rows
+  int64_t w_begin;  // in panels
+  int64_t depth;    // a multiple of 32
+};
+
+// Whole outputs of many rows: each segment's sum by itself, segments added in the trees' order, then bias.
+struct TreeProductParams {
+  const void* a;    // packed rows
+  int64_t a_depth;  // packed k of a row
+  int rows;
+  const void* w;         // panel 0
+  int64_t panel_stride;  // elements between panels
+  int first_panel;       // of this task
+  int num_panels;
+  int all_panels;  // what follows this task's is fetched
+  int64_t n;       // outputs of the whole weight
+  const ProductSegment* segments;
+  const int* tree_segments;  // [num_trees] segments of each tree, which follow one another
+  int num_trees;
+  const float* bias;  // [n] or null
+  float* out;         // [rows, n], output 0
+  int64_t out_stride;
+  int64_t tree_stride;  // elements from a tree's outputs to the next's
+  // Above 0: panels [0, gate_panels) are gates, as many behind them what is gated. One segment, no bias;
+  // first_panel and num_panels are of gates. Outputs are silu(gate) * up.
+  int gate_panels;
+};
+
 enum class PanelFormat { kF32, kBf16, kAmxBf16 };
 
 struct GemmKernels {
@@ -56,6 +86,9 @@ struct GemmKernels {
   // wants).
   void (*pack_weights)(const float* rows, int64_t stride, int64_t depth, void* panel);
   void (*product)(const PanelProductParams& params);
+  // Used for more than two tiles of rows and at most tree_depth packed k; null where there is none.
+  void (*tree_product)(const TreeProductParams& params);
+  int64_t tree_depth;
   // Around the products of one task on a thread; null where there is nothing to do.
   void (*begin_task)(int rows);
   void (*end_task)();

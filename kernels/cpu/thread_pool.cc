@@ -1,5 +1,7 @@
 #include "kernels/cpu/thread_pool.h"
 
+#include <algorithm>
+
 namespace phalanx {
 namespace {
 
@@ -31,7 +33,7 @@ bool SpinUntil(Ready ready) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
+ThreadPool::ThreadPool(int num_threads) : shares_(static_cast<size_t>(std::max(num_threads, 1))) {
   for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { Work(i); });
 }
 
@@ -45,16 +47,26 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::TakeTasks(int thread) {
-  for (int64_t task; (task = next_task_.fetch_add(1, std::memory_order_relaxed)) < num_tasks_;) {
-    function_(context_, task, thread);
+  const size_t num_shares = shares_.size();
+  for (size_t i = 0; i < num_shares; ++i) {
+    Share& share = shares_[(static_cast<size_t>(thread) + i) % num_shares];
+    // The first look spares the others' lines where nothing is left.
+    if (share.next.load(std::memory_order_relaxed) >= share.end) continue;
+    for (int64_t task; (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) {
+      function_(context_, task, thread);
+    }
   }
 }
 
 void ThreadPool::RunParallel(int64_t num_tasks, TaskFunction function, void* context) {
-  num_tasks_ = num_tasks;
+  const auto num_shares = static_cast<int64_t>(shares_.size());
+  for (int64_t i = 0; i < num_shares; ++i) {
+    Share& share = shares_[static_cast<size_t>(i)];
+    share.next.store(num_tasks * i / num_shares, std::memory_order_relaxed);
+    share.end = num_tasks * (i + 1) / num_shares;
+  }
   function_ = function;
   context_ = context;
-  next_task_.store(0, std::memory_order_relaxed);
   left_.store(0, std::memory_order_relaxed);
   const uint64_t loop = (state_.load(std::memory_order_relaxed) >> 32) + 1;
   state_.store(loop << 32 | kOpen);

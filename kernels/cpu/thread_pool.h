@@ -24,7 +24,9 @@ class ThreadPool {
   int num_threads() const { return static_cast<int>(threads_.size()) + 1; }
 
   // Calls body(task, thread) for every task in [0, num_tasks), in any order on any thread; thread is in
-  // [0, num_threads), 0 the caller. Returns when all are done.
+  // [0, num_threads), 0 the caller. Returns when all are done. Thread i begins with the tasks from
+  // num_tasks * i / num_threads on, so that loops over the same rows find them in the same caches; who is
+  // done helps the next.
   template <typename Body>
   void Run(int64_t num_tasks, Body&& body) {
     if (num_tasks <= 1 || threads_.empty()) {
@@ -52,12 +54,15 @@ class ThreadPool {
   // the caller closes it when no task is left, and waits for those that joined only.
   static constexpr uint64_t kOpen = uint64_t{1} << 31;
   std::atomic<uint64_t> state_{0};
-  std::atomic<int64_t> next_task_{0};
   std::atomic<uint64_t> left_{0};  // workers that joined the current loop and are done
   std::atomic<int> sleepers_{0};
   std::atomic<bool> ending_{false};
   // The current loop; written while nobody has joined.
-  int64_t num_tasks_ = 0;
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  std::vector<Share> shares_;  // of each thread
   TaskFunction function_ = nullptr;
   void* context_ = nullptr;
 

@@ -207,6 +207,25 @@ TEST_P(InvarianceTest, MatmulOfManyRowsAgreesWithOne) {
   };
   const std::vector<float> all = run(0, rows);
   for (int64_t r = 0; r < rows; r += 13) EXPECT_TRUE(SameBits(Rows(all, n, r, r + 1), run(r, r + 1))) << r;
+  for (const int64_t size : {33, 48, 65, 261, 272, 273}) {
+    EXPECT_TRUE(SameBits(Rows(all, n, 5, 5 + size), run(5, 5 + size))) << size << " rows";
+  }
+}
+
+TEST_P(InvarianceTest, ShardedMatmulOfManyRowsAgreesWithOne) {
+  auto ops = Make();
+  Random random(6);
+  const int64_t n = 75, k = 610, rows = 277;
+  const std::vector<int64_t> cuts = {0, 64, 100, 100, 164, 356, 420, 484, 610};
+  const std::vector<float> w = random.Normal(n * k), x = random.Normal(rows * k);
+  for (const int ranks : {1, 3, 8}) {
+    const std::vector<float> all = MergedSums(*ops, w, n, k, cuts, ranks, x, rows);
+    for (int64_t r = 0; r < rows; r += 23) {
+      EXPECT_TRUE(
+          SameBits(Rows(all, n, r, r + 1), MergedSums(*ops, w, n, k, cuts, 1, Rows(x, k, r, r + 1), 1)))
+          << "row " << r << ", " << ranks << " ranks";
+    }
+  }
 }
 
 TEST_P(InvarianceTest, ShardedMatmul) {
@@ -279,6 +298,32 @@ TEST_P(InvarianceTest, SwiGluDoesNotDependOnThePlaceOfAColumn) {
   for (int64_t begin = 0; begin < cols; begin += 5) {
     for (const int64_t end : {begin + 1, std::min(cols, begin + 11), cols}) {
       EXPECT_TRUE(SameBits(run(begin, end), {all.begin() + begin, all.begin() + end})) << begin << " " << end;
+    }
+  }
+}
+
+// One call or two, few rows or many, whole panels of columns or not: the same bits.
+TEST_P(InvarianceTest, GatedMatmulIsMatmulAndSwiGlu) {
+  auto ops = Make(3);
+  Random random(9);
+  const int64_t max_rows = 300;
+  for (const auto& [k, ffn] : {std::pair<int64_t, int64_t>{70, 48}, {576, 80}, {64, 37}, {96, 16}}) {
+    const std::vector<float> w = random.Normal(2 * ffn * k), x = random.Normal(max_rows * k);
+    PackWeightParams pack;
+    pack.pieces = {{{w.data(), DType::kF32, 2 * ffn, k}, {0, 2 * ffn}}};
+    pack.cols = {0, k};
+    auto weight = OrDie(ops->PackWeight(pack));
+    for (const int64_t rows : {1, 16, 32, 33, 49, 131, 273, 300}) {
+      DeviceMatrix x_m(*ops, rows, k, Rows(x, k, 0, rows)), gate_up(*ops, rows, 2 * ffn),
+          both(*ops, rows, ffn), y(*ops, rows, ffn, 3);
+      MatmulParams p;
+      p.x = x_m.view();
+      p.weight = weight.get();
+      p.y = gate_up.view();
+      ASSERT_TRUE(ops->Matmul(p).ok());
+      ASSERT_TRUE(ops->SwiGlu({gate_up.view(), both.view()}).ok());
+      ASSERT_TRUE(ops->GatedMatmul({x_m.view(), weight.get(), gate_up.view(), y.view()}).ok());
+      EXPECT_TRUE(SameBits(both.Get(), y.Get())) << rows << " rows, " << ffn << " columns";
     }
   }
 }

@@ -233,12 +233,8 @@ absl::Status TpMlp::ForwardSums(Workspace* workspace, float* sums, int64_t tree_
   const Matrix y = workspace->View(workspace->narrow_, down_->k());
   if (gate_up_ != nullptr) {
     const Matrix gate_up = workspace->View(workspace->wide_, gate_up_->n());
-    PHX_RETURN_IF_ERROR(ops_->Matmul({.x = workspace->normed(),
-                                      .weight = gate_up_.get(),
-                                      .bias = nullptr,
-                                      .y = gate_up,
-                                      .y_fp32 = false}));
-    PHX_RETURN_IF_ERROR(ops_->SwiGlu({.gate_up = gate_up, .y = y}));
+    PHX_RETURN_IF_ERROR(
+        ops_->GatedMatmul({.x = workspace->normed(), .weight = gate_up_.get(), .gate_up = gate_up, .y = y}));
   }
   return ops_->ShardedMatmul({.x = y, .weight = down_.get(), .sums = sums, .tree_stride = tree_stride});
 }
