@@ -73,12 +73,16 @@ void PrintStatus(const v1::GetStatusResponse& s) {
   PrintTable(rows);
 
   std::printf("groups\n");
-  rows = {{"GROUP", "STATE", "EPOCH", "KV BLOCKS", "RUNNING", "QUEUED", "TOKENS/S", "GENERATED",
-           "FINGERPRINT", "DETAIL"}};
+  rows = {{"GROUP", "STATE", "EPOCH", "KV BLOCKS", "CACHE HITS", "RUNNING", "QUEUED", "PREEMPTED", "TOKENS/S",
+           "GENERATED", "FINGERPRINT", "DETAIL"}};
   for (const auto& g : s.groups()) {
     rows.push_back({g.id(), Name(g.state()), absl::StrCat(g.epoch()),
                     absl::StrFormat("%d/%d", g.kv_blocks_used(), g.kv_blocks_total()),
-                    absl::StrCat(g.running()), absl::StrCat(g.queued()),
+                    g.prefix_query_tokens() == 0
+                        ? "-"
+                        : absl::StrFormat("%.0f%%", 100.0 * static_cast<double>(g.prefix_hit_tokens()) /
+                                                        static_cast<double>(g.prefix_query_tokens())),
+                    absl::StrCat(g.running()), absl::StrCat(g.queued()), absl::StrCat(g.preemptions()),
                     absl::StrFormat("%.1f", g.tokens_per_second()), absl::StrCat(g.generated_tokens()),
                     Dash(g.fingerprint()), Dash(g.detail())});
   }

@@ -181,6 +181,9 @@ absl::Status CheckSizes(const RequestSizes& sizes, const ModelLimits& model) {
   if (sizes.request_id_bytes > kMaxRequestIdBytes) {
     return TooMany("request_id", sizes.request_id_bytes, "bytes", kMaxRequestIdBytes);
   }
+  if (sizes.cache_salt_bytes > kMaxCacheSaltBytes) {
+    return TooMany("cache_salt", sizes.cache_salt_bytes, "bytes", kMaxCacheSaltBytes);
+  }
   if (sizes.stop_strings > kMaxStopStrings) {
     return TooMany("sampling.stop", sizes.stop_strings, "strings", kMaxStopStrings);
   }
@@ -300,6 +303,8 @@ absl::StatusOr<Sampling> ResolveSampling(const RequestFields& fields, int64_t nu
   out.end_ids.erase(std::unique(out.end_ids.begin(), out.end_ids.end()), out.end_ids.end());
   out.logprobs = fields.logprobs.value_or(-1);
   out.prompt_logprobs = fields.prompt_logprobs.value_or(-1);
+  out.priority = fields.priority;
+  out.cache_salt = fields.cache_salt;
   return out;
 }
 

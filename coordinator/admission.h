@@ -19,6 +19,7 @@ inline constexpr int kMaxStopBytes = 1024;
 inline constexpr int kMaxStopTokenIds = 256;
 inline constexpr int kMaxLogprobs = 20;
 inline constexpr int kMaxRequestIdBytes = 128;
+inline constexpr int kMaxCacheSaltBytes = 256;
 inline constexpr int kMaxLogitBias = 1024;
 inline constexpr int kMaxChoices = 128;
 inline constexpr float kMaxRepetitionPenalty = 1000;
@@ -44,6 +45,7 @@ struct ModelLimits {
 struct RequestSizes {
   PromptKind prompt = PromptKind::kNone;
   size_t request_id_bytes = 0;
+  size_t cache_salt_bytes = 0;
   size_t stop_strings = 0;
   size_t stop_token_ids = 0;
   size_t logit_bias = 0;

@@ -58,6 +58,12 @@ struct GroupLoad {
   int32_t queued = 0;
   uint64_t generated_tokens = 0;
   double tokens_per_second = 0;
+  int64_t kv_blocks_cached = 0;
+  uint64_t prefix_query_tokens = 0;
+  uint64_t prefix_hit_tokens = 0;
+  uint64_t preemptions = 0;
+  uint64_t drafted_tokens = 0;
+  uint64_t accepted_tokens = 0;
 };
 
 // A worker's stream, numbered by its owner; never used twice.

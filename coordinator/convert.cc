@@ -48,6 +48,7 @@ void SizesOfChat(const v1::Chat& chat, RequestSizes* out) {
 RequestSizes SizesOf(const v1::GenerateRequest& request) {
   RequestSizes out;
   out.request_id_bytes = request.request_id().size();
+  out.cache_salt_bytes = request.cache_salt().size();
   const v1::SamplingParams& sampling = request.sampling();
   out.stop_strings = static_cast<size_t>(sampling.stop_size());
   out.stop_token_ids = static_cast<size_t>(sampling.stop_token_ids_size());
@@ -141,6 +142,8 @@ absl::StatusOr<RequestFields> ToFields(const v1::GenerateRequest& request) {
   if (request.has_logprobs()) out.logprobs = request.logprobs();
   if (request.has_prompt_logprobs()) out.prompt_logprobs = request.prompt_logprobs();
   if (request.has_split_reasoning()) out.split_reasoning = request.split_reasoning();
+  out.priority = request.priority();
+  out.cache_salt = request.cache_salt();
   return out;
 }
 
@@ -156,6 +159,7 @@ SequenceOutput ToOutput(const internal::v1::SequenceOutput& in) {
   if (in.finish() == v1::FINISH_REASON_STOP) out.finish = FinishReason::kStop;
   if (in.finish() == v1::FINISH_REASON_LENGTH) out.finish = FinishReason::kLength;
   if (in.has_stop_token_id()) out.stop_token_id = in.stop_token_id();
+  out.cached_prompt_tokens = in.cached_prompt_tokens();
   return out;
 }
 
@@ -227,6 +231,8 @@ internal::v1::Submit MakeSubmit(uint64_t request, const std::vector<int32_t>& pr
   out.set_logprobs(sampling.logprobs);
   out.set_prompt_logprobs(sampling.prompt_logprobs);
   out.set_rope_mode(log.rope_mode());
+  out.set_priority(sampling.priority);
+  out.set_cache_salt(sampling.cache_salt);
   if (sampling.max_reasoning_tokens) {
     internal::v1::ThinkingBudget* thinking = out.mutable_thinking();
     thinking->set_max_tokens(*sampling.max_reasoning_tokens);
@@ -252,6 +258,8 @@ v1::GenerateResponse MakeStarted(const std::string& request_id, const std::strin
   resume->set_seed(sampling.seed);
   resume->set_rope_mode(log.rope_mode());
   resume->set_fingerprint(log.fingerprint());
+  resume->set_priority(sampling.priority);
+  resume->set_cache_salt(sampling.cache_salt);
   v1::SamplingParams* params = resume->mutable_sampling();
   params->set_temperature(sampling.temperature);
   params->set_top_k(sampling.top_k);
@@ -308,6 +316,7 @@ v1::GenerateResponse MakeFinished(uint32_t choice, const Told& told, const Gener
   out_usage->set_time_to_first_token_seconds(usage.time_to_first_token_seconds);
   out_usage->set_total_seconds(usage.total_seconds);
   out_usage->set_reasoning_tokens(static_cast<int32_t>(usage.reasoning_tokens));
+  out_usage->set_cached_prompt_tokens(static_cast<int32_t>(usage.cached_prompt_tokens));
   return out;
 }
 

@@ -185,6 +185,12 @@ void Coordinator::Load(const std::string& group, uint64_t epoch, const internal:
   load.queued = report.queued();
   load.generated_tokens = report.generated_tokens();
   load.tokens_per_second = report.tokens_per_second();
+  load.kv_blocks_cached = report.kv_blocks_cached();
+  load.prefix_query_tokens = report.prefix_query_tokens();
+  load.prefix_hit_tokens = report.prefix_hit_tokens();
+  load.preemptions = report.preemptions();
+  load.drafted_tokens = report.drafted_tokens();
+  load.accepted_tokens = report.accepted_tokens();
   cluster_.LeaderLoad(group, epoch, load);
   const ClusterState::Group* current = cluster_.FindGroup(group);
   if (current != nullptr && current->epoch == epoch) {

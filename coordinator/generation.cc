@@ -1,5 +1,6 @@
 #include "coordinator/generation.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -62,6 +63,7 @@ absl::Status Generation::OnOutput(SequenceOutput output, double now, Told* told)
   *told = Told();
   if (finished_ || output.attempt < log_.attempt()) return absl::OkStatus();
   OnScheduled(now);
+  if (cached_prompt_tokens_ < 0) cached_prompt_tokens_ = output.cached_prompt_tokens;
   const Sampling& sampling = log_.sampling();
   if (sampling.logprobs >= 0 && output.logprobs.size() != output.token_ids.size()) {
     return absl::InternalError(absl::StrCat("the group sent ", output.logprobs.size(),
@@ -119,6 +121,7 @@ Generation::Usage Generation::usage(double now) const {
   usage.time_to_first_token_seconds = first_token_ < 0 ? 0 : first_token_ - begun_;
   usage.total_seconds = now - begun_;
   if (splitter_) usage.reasoning_tokens = splitter_->reasoning_tokens();
+  usage.cached_prompt_tokens = std::max<int64_t>(cached_prompt_tokens_, 0);
   return usage;
 }
 

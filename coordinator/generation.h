@@ -68,6 +68,7 @@ class Generation {
     double time_to_first_token_seconds = 0;  // 0 without a token
     double total_seconds = 0;
     int64_t reasoning_tokens = 0;
+    int64_t cached_prompt_tokens = 0;  // of the first attempt
   };
   Usage usage(double now) const;
 
@@ -87,6 +88,7 @@ class Generation {
   const double begun_;
   double scheduled_ = -1;
   double first_token_ = -1;
+  int64_t cached_prompt_tokens_ = -1;  // not known yet
   bool finished_ = false;
   bool wants_abort_ = false;
 };

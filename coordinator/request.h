@@ -71,6 +71,8 @@ struct RequestFields {
   std::optional<int32_t> logprobs;
   std::optional<int32_t> prompt_logprobs;
   std::optional<bool> split_reasoning;
+  int32_t priority = 0;
+  std::string cache_salt;
 
   // Reasoning is told apart from the answer.
   bool splits_reasoning() const { return split_reasoning.value_or(prompt == PromptKind::kChat); }
@@ -102,6 +104,9 @@ struct Sampling : SamplingDefaults {
   bool ignore_eos = false;
   int32_t logprobs = -1;         // -1: none
   int32_t prompt_logprobs = -1;  // -1: none
+  // What changes no token, and stays with the request wherever it goes on.
+  int32_t priority = 0;    // lower is earlier
+  std::string cache_salt;  // KV is shared within one salt
 };
 
 // The tokens of the mark that closes the reasoning of a family (base/reasoning.h).
@@ -133,6 +138,7 @@ struct SequenceOutput {
   std::vector<PositionLogprobs> prompt_logprobs;
   FinishReason finish = FinishReason::kNone;
   std::optional<int32_t> stop_token_id;
+  int32_t cached_prompt_tokens = 0;
 };
 
 }  // namespace phalanx::coordinator

@@ -88,6 +88,12 @@ void Coordinator::FillStatus(v1::GetStatusResponse* out) const {
     status->set_queued(group->load.queued);
     status->set_tokens_per_second(group->load.tokens_per_second);
     status->set_generated_tokens(group->load.generated_tokens);
+    status->set_kv_blocks_cached(group->load.kv_blocks_cached);
+    status->set_prefix_query_tokens(group->load.prefix_query_tokens);
+    status->set_prefix_hit_tokens(group->load.prefix_hit_tokens);
+    status->set_preemptions(group->load.preemptions);
+    status->set_drafted_tokens(group->load.drafted_tokens);
+    status->set_accepted_tokens(group->load.accepted_tokens);
     status->set_detail(cluster_.Describe(*group));
   }
 }

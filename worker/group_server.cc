@@ -16,6 +16,12 @@ internal::v1::LoadReport ToReport(const LeaderStats& stats) {
   report.set_queued(stats.load.queued);
   report.set_generated_tokens(stats.generated_tokens);
   report.set_tokens_per_second(stats.tokens_per_second);
+  report.set_kv_blocks_cached(stats.load.blocks_cached);
+  report.set_prefix_query_tokens(stats.load.prefix_query_tokens);
+  report.set_prefix_hit_tokens(stats.load.prefix_hit_tokens);
+  report.set_preemptions(stats.load.preemptions);
+  report.set_drafted_tokens(stats.load.drafted_tokens);
+  report.set_accepted_tokens(stats.load.accepted_tokens);
   return report;
 }
 

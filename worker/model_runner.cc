@@ -251,6 +251,12 @@ absl::Status ModelRunner::Impl::CheckRow(const PlanRow& row, const std::vector<i
     return error("positions ", row.first_position, " to ", end, ", must be 0 to ", room, ", what its ",
                  table->size(), " blocks and the context hold");
   }
+  for (int64_t i = row.first_position / options.block_size; i * options.block_size < end; ++i) {
+    if (tables.holders((*table)[i]) > 1) {
+      return error("positions ", row.first_position, " to ", end, " write block ", (*table)[i], ", which ",
+                   tables.holders((*table)[i]), " sequences hold");
+    }
+  }
   if (row.rope_mode >= config.rope.size()) {
     return error("RoPE mode ", row.rope_mode, ", must be below ", config.rope.size());
   }

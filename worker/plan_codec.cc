@@ -88,6 +88,7 @@ void ToProto(const SequenceOutput& output, internal::v1::SequenceOutput* out) {
     out->set_error_code(static_cast<int32_t>(output.error.code()));
     out->set_error_detail(std::string(output.error.message()));
   }
+  out->set_cached_prompt_tokens(output.cached_prompt_tokens);
 }
 
 absl::StatusOr<SequenceRequest> FromProto(const internal::v1::Submit& submit, uint64_t source) {
@@ -139,6 +140,8 @@ absl::StatusOr<SequenceRequest> FromProto(const internal::v1::Submit& submit, ui
     request.sampling.bias = std::make_shared<const std::vector<TokenBias>>(std::move(bias));
   }
   request.min_tokens = submit.min_tokens();
+  request.priority = submit.priority();
+  request.cache_salt = submit.cache_salt();
   if (submit.has_thinking()) {
     ThinkingBudget& budget = request.thinking.emplace();
     budget.max_tokens = submit.thinking().max_tokens();

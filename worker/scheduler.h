@@ -1,15 +1,29 @@
 // The leader's scheduler: which tokens run in which step. Pure: events in, values out; no clock, threads or
-// I/O. Continuous batching under a token budget: decode rows first, then prompt chunks in order of arrival.
-// Until preemption exists a request is admitted only when blocks for its prompt and max_tokens are free, so
-// an admitted request always finishes: all its blocks are taken at admission. Who waits is admitted in order
-// of arrival within a source and in turn between sources; the one whose turn it is is never overtaken, so a
-// long request cannot starve.
+// I/O. Continuous batching under a token budget: decode rows first, then prompt chunks.
+//
+// Order. `priority` is strict: a lower value is admitted first, goes first in every step, and takes the place
+// of running requests with a higher one; while it keeps coming, they wait. Between equal ones who waits is
+// admitted as request_queue.h says: sources in turn, so that no flood of one keeps another out. The one whose
+// turn it is is never overtaken, so a long request cannot starve.
+//
+// Memory. A sequence begins after the longest chain of full blocks that the prefix cache (kv_blocks.h) has of
+// its tokens, and takes blocks as it grows. It is admitted when blocks for all that it knows are free and one
+// for each running sequence to grow. When none is free, the running one of the highest `priority` value,
+// among these the one that arrived last, is preempted: its blocks are given back (full ones stay in the
+// cache), it waits, and later goes on with exactly the tokens it would have had; nothing is said twice. What
+// it had planned and not committed is discarded and comes again. The first in that order is never preempted
+// and always goes on, and no request needs more blocks than there are: so every request ends.
+//
+// Cache. A block is published once its tokens are known and a plan writes it; later plans read it, as ranks
+// run plans in order. A sequence whose next block is being written by another one's row waits for it. What
+// the cache serves has the bits that running it again would give.
 //
 // Pipeline: Plan() for step n+1 may be called before Commit() of step n. A row of n+1 whose sequence proves
 // finished by step n is discarded at Commit. A decision about position p reads the log up to p-2 only.
 //
-// Invariants (CheckInvariants): every block is free or held by exactly one sequence; a sequence's rows are at
-// consecutive positions; the budget and the batch limit hold in every plan.
+// Invariants (CheckInvariants): a block is free, or held at one index by the sequences that have its tokens,
+// and none of them writes to it while there are several; a sequence's rows are at consecutive positions; the
+// budget and the batch limit hold in every plan.
 #pragma once
 
 #include <cstdint>
@@ -66,6 +80,8 @@ struct SequenceRequest {
   // `generated`.
   int32_t prompt_logprobs = -1;
   uint32_t rope_mode = 0;
+  int32_t priority = 0;    // lower values go first
+  std::string cache_salt;  // KV blocks are shared between requests of one salt alone
 };
 
 enum class Admission { kAccepted, kQueued };
@@ -107,14 +123,23 @@ struct SequenceOutput {
   std::vector<TokenLogprobs> prompt_logprobs;
   Finish finish = Finish::kNone;
   std::optional<int32_t> stop_id;
-  absl::Status error;  // not OK: it failed, by itself; there are no tokens and nothing follows
+  int32_t cached_prompt_tokens = 0;  // that the prefix cache served when the sequence began; in every output
+  absl::Status error;                // not OK: it failed, by itself; there are no tokens and nothing follows
 };
 inline constexpr int64_t kMaxLogitBias = 1024;  // entries of a request
+inline constexpr size_t kMaxCacheSaltBytes = 256;
 
 struct SchedulerLoad {
-  int64_t blocks_used = 0;
+  int64_t blocks_used = 0;    // held by running sequences
+  int64_t blocks_cached = 0;  // held by nobody, with KV that a later request may take; free otherwise
   int running = 0;
   int queued = 0;
+  // Of the scheduler's life:
+  uint64_t prefix_query_tokens = 0;  // tokens of sequences when they began, looked up in the cache
+  uint64_t prefix_hit_tokens = 0;    // of these, found
+  uint64_t preemptions = 0;
+  uint64_t drafted_tokens = 0;   // guessed and verified
+  uint64_t accepted_tokens = 0;  // of these, right
 };
 
 class Scheduler {
@@ -122,14 +147,14 @@ class Scheduler {
   explicit Scheduler(const SchedulerOptions& options);  // CHECK-fails unless options.Validate()
   ~Scheduler();
 
-  // kAccepted: its blocks are reserved. kQueued: it waits; see TakeAdmitted. InvalidArgument (prompt empty or
+  // kAccepted: it runs. kQueued: it waits; see TakeAdmitted. InvalidArgument (prompt empty or
   // over the context, ids, limits or sampling out of range, `generated` that is complete already),
   // FailedPrecondition (a thinking budget without token_bytes), ResourceExhausted (queue full, or more blocks
   // than exist), AlreadyExists (a request known with this attempt or a later one). A later attempt ends an
   // earlier one of the same request, even if it is refused itself.
   absl::StatusOr<Admission> Submit(SequenceRequest request);
-  // Forgets a request wherever it is; unknown ones are ignored. Its blocks are free at once: plans run in
-  // order.
+  // Forgets a request wherever it is; unknown ones are ignored. Its blocks are given back at once: plans run
+  // in order.
   void Abort(uint64_t source, uint64_t request);
   // All requests of a coordinator whose stream ended.
   void AbortSource(uint64_t source);
@@ -142,6 +167,7 @@ class Scheduler {
   std::vector<SequenceOutput> Commit(const StepResult& result);
 
   // Requests that Submit queued and a later Plan admitted since the last call: (source, request, attempt).
+  // One that was preempted is not named again.
   struct Admitted {
     uint64_t source;
     uint64_t request;

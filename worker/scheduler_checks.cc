@@ -102,6 +102,9 @@ absl::Status CheckRequest(const SchedulerOptions& o, const SequenceRequest& r) {
       return Invalid(r, name, " is ", value, "; it must be -1 (none) or 0 to ", kMaxTopLogprobs);
     }
   }
+  if (r.cache_salt.size() > kMaxCacheSaltBytes) {
+    return Invalid(r, "cache_salt has ", r.cache_salt.size(), " bytes; it can have ", kMaxCacheSaltBytes);
+  }
   if (r.rope_mode >= static_cast<uint32_t>(o.num_rope_modes)) {
     return Invalid(r, "rope_mode is ", r.rope_mode, "; the model has ", o.num_rope_modes);
   }

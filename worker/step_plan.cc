@@ -42,7 +42,7 @@ uint64_t BlockChecksum(uint32_t sequence, uint32_t index, int32_t block) {
 
 BlockTables::BlockTables(int64_t num_blocks) {
   PHX_CHECK(num_blocks >= 0 && num_blocks <= INT32_MAX, absl::StrCat("num_blocks ", num_blocks));
-  held_.resize(num_blocks, false);
+  held_.resize(num_blocks);
 }
 
 std::vector<BlockTables::Entry>::iterator BlockTables::LowerBound(uint32_t sequence) {
@@ -58,7 +58,7 @@ absl::Status BlockTables::Apply(const StepPlan& plan) {
     }
     for (size_t i = 0; i < it->blocks.size(); ++i) {
       checksum_ -= BlockChecksum(sequence, static_cast<uint32_t>(i), it->blocks[i]);
-      held_[it->blocks[i]] = false;
+      --held_[it->blocks[i]].tables;
     }
     entries_.erase(it);
   }
@@ -76,11 +76,15 @@ absl::Status BlockTables::Apply(const StepPlan& plan) {
       if (block < 0 || block >= static_cast<int64_t>(held_.size())) {
         return Diverged(plan, "sequence ", delta.sequence, " gets block ", block, " of ", held_.size());
       }
-      if (held_[block]) {
-        return Diverged(plan, "sequence ", delta.sequence, " gets block ", block, ", which is held already");
+      const auto index = static_cast<uint32_t>(it->blocks.size());
+      Held& held = held_[block];
+      if (held.tables > 0 && held.index != index) {
+        return Diverged(plan, "sequence ", delta.sequence, " gets block ", block, " at index ", index,
+                        ", which is held already at index ", held.index);
       }
-      held_[block] = true;
-      checksum_ += BlockChecksum(delta.sequence, static_cast<uint32_t>(it->blocks.size()), block);
+      ++held.tables;
+      held.index = index;
+      checksum_ += BlockChecksum(delta.sequence, index, block);
       it->blocks.push_back(block);
     }
   }

@@ -10,7 +10,9 @@
 
 namespace phalanx {
 
-// Blocks appended to a sequence's block table, which has first_index blocks before (0: a new sequence).
+// Blocks appended to a sequence's block table, which has first_index blocks before (0: a new sequence). A
+// block may be in several tables, at the same index of each: its sequences have the same tokens up to its
+// end, and what it holds was written by an earlier plan. Nobody writes to it any more.
 struct PlanBlocks {
   uint32_t sequence = 0;
   uint32_t first_index = 0;
@@ -48,19 +50,21 @@ struct StepPlan {
 uint64_t BlockChecksum(uint32_t sequence, uint32_t index, int32_t block);
 
 // The block tables of all live sequences as every rank keeps them. Pure.
-// Invariant: a block is in at most one table, once.
+// Invariant: a block is in a table at most once, and at the same index in all tables that have it.
 class BlockTables {
  public:
   explicit BlockTables(int64_t num_blocks);
 
   // Applies the deltas and compares the checksum. Internal naming sequence and field when the plan does not
-  // fit the tables (unknown sequence, gap, block out of range or held already, row of an unknown sequence,
-  // checksum): this rank has diverged, the epoch must end and the tables are of no more use.
+  // fit the tables (unknown sequence, gap, block out of range or held at another index, row of an unknown
+  // sequence, checksum): this rank has diverged, the epoch must end and the tables are of no more use.
   absl::Status Apply(const StepPlan& plan);
   // Null for an unknown sequence.
   const std::vector<int32_t>* Find(uint32_t sequence) const;
   // The sum of BlockChecksum over all entries of all tables; O(1), kept up by Apply.
   uint64_t Checksum() const { return checksum_; }
+  // How many tables have the block; a row may write to those of one alone.
+  int32_t holders(int32_t block) const { return held_[block].tables; }
 
  private:
   struct Entry {
@@ -69,7 +73,11 @@ class BlockTables {
   };
   std::vector<Entry>::iterator LowerBound(uint32_t sequence);
 
-  std::vector<bool> held_;      // [num_blocks]
+  struct Held {
+    int32_t tables = 0;
+    uint32_t index = 0;  // in each
+  };
+  std::vector<Held> held_;      // [num_blocks]
   std::vector<Entry> entries_;  // sorted by sequence
   uint64_t checksum_ = 0;
 };

@@ -88,11 +88,6 @@ class FakeRunner : public StepRunner {
       return absl::InternalError(absl::StrCat("step ", plan.step, " is too large"));
     }
     PHX_RETURN_IF_ERROR(tables_.Apply(plan));
-    for (const PlanBlocks& delta : plan.blocks) {
-      for (int32_t block : delta.blocks) {
-        std::fill_n(kv_.begin() + int64_t{block} * options_.block_size, options_.block_size, kUnwritten);
-      }
-    }
     contexts_.clear();
     positions_.clear();
     for (const PlanRow& row : plan.rows) PHX_RETURN_IF_ERROR(RunRow(row));
@@ -148,6 +143,14 @@ class FakeRunner : public StepRunner {
       }
       if (position / options_.block_size >= table.size())
         return absl::InternalError("a position has no block");
+      if (tables_.holders(table[position / options_.block_size]) > 1) {
+        return absl::InternalError(
+            absl::StrCat("sequence ", row.sequence, " writes position ", position, " of a shared block"));
+      }
+      // What an earlier sequence left in the block must not be taken for this one's.
+      if (position % options_.block_size == 0) {
+        std::fill_n(&Slot(table, position), options_.block_size, kUnwritten);
+      }
       Slot(table, position) = token;
       if (next_logit == row.logit_offsets.size() || row.logit_offsets[next_logit] != static_cast<int32_t>(i))
         continue;

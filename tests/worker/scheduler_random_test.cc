@@ -56,10 +56,12 @@ class RandomRun {
     }
     ASSERT_TRUE(scheduler_->idle());
     EXPECT_EQ(scheduler_->load().blocks_used, 0);
+    load_ = scheduler_->load();
     for (const auto& [key, e] : expected_) CheckSequence(e);
   }
 
   int64_t finished() const { return finished_; }
+  const SchedulerLoad& load() const { return load_; }
 
  private:
   int Draw(int64_t low, int64_t high) {
@@ -77,6 +79,24 @@ class RandomRun {
     r.request = ++last_request_;
     r.attempt = Draw(0, 2);
     r.prompt = DrawIds(Draw(1, options_.context_length));
+    r.priority = std::max(0, Draw(-3, 2));
+    r.cache_salt = Draw(0, 3) == 0 ? "salt" : "";
+    // Mostly one of few beginnings; or a turn after what was said.
+    const int kind = Draw(0, 5);
+    if (kind == 0 && !expected_.empty()) {
+      auto it = expected_.begin();
+      std::advance(it, Draw(0, expected_.size() - 1));
+      std::vector<int32_t> before = it->second.request.prompt;
+      before.insert(before.end(), it->second.tokens.begin(), it->second.tokens.end());
+      before.resize(std::min<size_t>(before.size(), options_.context_length - 1));
+      before.push_back(Draw(0, options_.vocab_size - 1));
+      r.prompt = before;
+    } else if (kind < 5) {
+      const int32_t first = Draw(0, 1);
+      const int64_t same = Draw(0, r.prompt.size());
+      for (int64_t i = 0; i < same; ++i)
+        r.prompt[i] = static_cast<int32_t>((first + i * i) % options_.vocab_size);
+    }
     r.max_tokens = Draw(0, 12);
     r.stop_ids = DrawIds(Draw(0, 2));
     r.sampling.seed = Draw(0, 1000);
@@ -111,9 +131,14 @@ class RandomRun {
 
   void Plan() {
     std::optional<PlannedStep> planned = scheduler_->Plan();
-    // Between themselves the requests of a source are admitted in order.
+    // Between themselves the requests of a source, priority and salt are admitted in order.
     for (const Scheduler::Admitted& a : scheduler_->TakeAdmitted()) {
-      const auto mine = [&](const auto& q) { return q.first == a.source && !expected_[q].aborted; };
+      const SequenceRequest& of = expected_[{a.source, a.request}].request;
+      const auto mine = [&](const auto& q) {
+        const Expected& e = expected_[q];
+        return q.first == a.source && !e.aborted && e.request.priority == of.priority &&
+               e.request.cache_salt == of.cache_salt;
+      };
       auto it = std::find_if(queued_.begin(), queued_.end(), mine);
       ASSERT_NE(it, queued_.end());
       EXPECT_EQ(it->second, a.request);
@@ -139,6 +164,10 @@ class RandomRun {
       EXPECT_EQ(out.attempt, e.request.attempt);
       EXPECT_EQ(e.finish, Finish::kNone) << "output after the end";
       EXPECT_EQ(out.offset, static_cast<int32_t>(e.request.generated.size() + e.tokens.size()));
+      EXPECT_LT(out.cached_prompt_tokens, static_cast<int32_t>(e.request.prompt.size() + 1));
+      if (e.request.prompt_logprobs >= 0 && e.request.generated.empty()) {
+        EXPECT_EQ(out.cached_prompt_tokens, 0);
+      }
       EXPECT_EQ(out.logprobs.size(), e.request.logprobs >= 0 ? out.tokens.size() : 0);
       for (size_t i = 0; i < out.logprobs.size(); ++i) EXPECT_EQ(out.logprobs[i].id, out.tokens[i]);
       if (!out.prompt_logprobs.empty()) {
@@ -189,6 +218,7 @@ class RandomRun {
   std::vector<std::pair<uint64_t, uint64_t>> queued_;
   uint64_t last_request_ = 0;
   int64_t finished_ = 0;
+  SchedulerLoad load_;
 };
 
 // Whatever is batched with it, however its prompt is cut: a sequence says what it says alone.
@@ -197,14 +227,23 @@ TEST(Scheduler, RandomRunsSayWhatEachSequenceSaysAlone) {
   const uint64_t first = chosen != nullptr ? std::strtoull(chosen, nullptr, 10) : 1;
   const uint64_t count = chosen != nullptr ? 1 : 200;
   int64_t finished = 0;
+  uint64_t hits = 0, preemptions = 0;
   for (uint64_t seed = first; seed < first + count; ++seed) {
     SCOPED_TRACE(absl::StrCat("replay with PHALANX_TEST_SEED=", seed));
     RandomRun run(seed);
     run.Run(400);
     if (HasFailure()) break;
     finished += run.finished();
+    hits += run.load().prefix_hit_tokens;
+    preemptions += run.load().preemptions;
   }
-  std::printf("%lld sequences ran to their end\n", static_cast<long long>(finished));
+  std::printf("%lld sequences ran to their end; %llu tokens from the cache, %llu preemptions\n",
+              static_cast<long long>(finished), static_cast<unsigned long long>(hits),
+              static_cast<unsigned long long>(preemptions));
+  if (chosen == nullptr) {
+    EXPECT_GT(hits, 1000u);
+    EXPECT_GT(preemptions, 200u);
+  }
   EXPECT_GT(finished, chosen != nullptr ? 0 : 1000);
 }
 

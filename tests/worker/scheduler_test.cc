@@ -79,6 +79,11 @@ class Transcript {
     } else if (words[0] == "load") {
       const SchedulerLoad load = scheduler_->load();
       Say("blocks ", load.blocks_used, " running ", load.running, " queued ", load.queued,
+          load.blocks_cached == 0 ? "" : absl::StrCat(" cached ", load.blocks_cached),
+          load.prefix_hit_tokens == 0
+              ? ""
+              : absl::StrCat(" hits ", load.prefix_hit_tokens, "/", load.prefix_query_tokens),
+          load.preemptions == 0 ? "" : absl::StrCat(" preemptions ", load.preemptions),
           scheduler_->idle() ? " idle" : "");
     } else {
       Say("unknown command");
@@ -149,6 +154,10 @@ class Transcript {
         r.prompt_logprobs = static_cast<int32_t>(Int(kv.second));
       else if (kv.first == "rope")
         r.rope_mode = static_cast<uint32_t>(Int(kv.second));
+      else if (kv.first == "priority")
+        r.priority = static_cast<int32_t>(Int(kv.second));
+      else if (kv.first == "salt")
+        r.cache_salt = std::string(kv.second);
       else if (kv.first == "seed")
         r.sampling.seed = Int(kv.second);
       else if (kv.first == "top_k")
@@ -219,7 +228,8 @@ class Transcript {
           out.finish == Finish::kNone   ? ""
           : out.finish == Finish::kStop ? " finish stop"
                                         : " finish length",
-          out.stop_id ? absl::StrCat(" ", *out.stop_id) : "");
+          out.stop_id ? absl::StrCat(" ", *out.stop_id) : "",
+          out.cached_prompt_tokens == 0 ? "" : absl::StrCat(" cached ", out.cached_prompt_tokens));
       for (const TokenLogprobs& l : out.logprobs) Say("  ", Text(l));
       for (size_t i = 0; i < out.prompt_logprobs.size(); ++i) {
         Say("  prompt ", out.prompt_first_position + i, " is ", Text(out.prompt_logprobs[i]));
@@ -399,6 +409,8 @@ TEST(Scheduler, RefusesRequestsThatAStepCouldNotRun) {
        [](SequenceRequest* r) {
          r->thinking = ThinkingBudget{-1, "", {}};
        }},
+      {"cache_salt has 257 bytes; it can have 256",
+       [](SequenceRequest* r) { r->cache_salt.assign(257, 'x'); }},
       {"rope_mode is 1; the model has 1", [](SequenceRequest* r) { r->rope_mode = 1; }},
   };
   SequenceRequest thinks = good;

@@ -76,6 +76,28 @@ TEST(BlockTables, ChecksumTellsOrderSequenceAndBlockApart) {
   EXPECT_EQ(BlockChecksum(1, 2, 4), 0x19fe5cf50e5272d8u);
 }
 
+TEST(BlockTables, SeveralTablesMayHaveABlockAtOneIndex) {
+  BlockTables tables(5);
+  StepPlan plan;
+  plan.blocks = {{1, 0, {4, 2}}, {2, 0, {4, 3}}, {7, 0, {4, 2, 0}}};
+  plan.checksum = Sum(plan.blocks);
+  ASSERT_TRUE(tables.Apply(plan).ok());
+  EXPECT_EQ(tables.holders(4), 3);
+  EXPECT_EQ(tables.holders(2), 2);
+  EXPECT_EQ(tables.holders(3), 1);
+  EXPECT_EQ(tables.holders(1), 0);
+  // Once nobody has it, it may be anywhere.
+  StepPlan next;
+  next.released = {1, 7};
+  next.blocks = {{8, 0, {2}}};
+  next.checksum = Sum({{2, 0, {4, 3}}, {8, 0, {2}}});
+  ASSERT_TRUE(tables.Apply(next).ok());
+  EXPECT_EQ(tables.holders(4), 1);
+  StepPlan wrong;
+  wrong.blocks = {{9, 0, {1, 4}}};
+  EXPECT_EQ(tables.Apply(wrong).code(), absl::StatusCode::kInternal);
+}
+
 struct Misfit {
   const char* expected;
   std::function<void(StepPlan*)> spoil;
@@ -112,11 +134,11 @@ TEST(BlockTables, APlanThatDoesNotFitNamesWhatIsWrong) {
        [](StepPlan* p) {
          p->blocks = {{9, 0, {-1}}};
        }},
-      {"sequence 9 gets block 2, which is held already",
+      {"sequence 9 gets block 2 at index 0, which is held already at index 1",
        [](StepPlan* p) {
          p->blocks = {{9, 0, {2}}};
        }},
-      {"sequence 9 gets block 3, which is held already",
+      {"sequence 9 gets block 3 at index 1, which is held already at index 0",
        [](StepPlan* p) {
          p->blocks = {{9, 0, {3, 3}}};
        }},
