@@ -80,24 +80,45 @@ float Softmax(const AmxAttentionChunkParams& c, int v, int padded, uint16_t* row
   const float* scores = c.v.scores + v * kScoreStride;
   const int n = c.v.num_keys[v];
   const __m512 scale = _mm512_set1_ps(c.v.scale);
-  __m512 best = _mm512_set1_ps(-INFINITY);
-  for (int j = 0; j < n; j += 16) {
+  __m512 best = _mm512_set1_ps(-INFINITY), second = best;
+  int j = 0;
+  for (; j + 32 <= n; j += 32) {
+    best = _mm512_max_ps(best, _mm512_mul_ps(_mm512_loadu_ps(scores + j), scale));
+    second = _mm512_max_ps(second, _mm512_mul_ps(_mm512_loadu_ps(scores + j + 16), scale));
+  }
+  for (; j < n; j += 16) {
     const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(scores + j), scale);
     best = _mm512_mask_max_ps(best, FirstLanes(n - j), best, x);
   }
-  const float max = _mm512_reduce_max_ps(best);
+  const float max = _mm512_reduce_max_ps(_mm512_max_ps(best, second));
+  const __m512 highest = _mm512_set1_ps(max);
   __m512 sum = _mm512_setzero_ps();
-  for (int j = 0; j < padded; j += 16) {
-    __m256i rounded = _mm256_setzero_si256();
-    if (j < n) {
-      const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(scores + j), scale);
-      const __m512 e = _mm512_maskz_mov_ps(FirstLanes(n - j), Exp16(_mm512_sub_ps(x, _mm512_set1_ps(max))));
-      const __m256bh bf = _mm512_cvtneps_pbh(e);
-      memcpy(&rounded, &bf, sizeof(rounded));
-      sum = _mm512_add_ps(sum, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16)));
+  // What is added is what was rounded.
+  const auto add = [&sum](__m256i rounded) {
+    sum = _mm512_add_ps(sum, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16)));
+  };
+  for (j = 0; j < padded; j += kTileK, row += kTileK * tile_rows) {
+    __m512 low = _mm512_setzero_ps(), high = low;
+    if (j + kTileK <= n) {
+      low = Exp16(_mm512_sub_ps(_mm512_mul_ps(_mm512_loadu_ps(scores + j), scale), highest));
+      high = Exp16(_mm512_sub_ps(_mm512_mul_ps(_mm512_loadu_ps(scores + j + 16), scale), highest));
+    } else if (j < n) {
+      const __mmask16 first = FirstLanes(n - j);
+      low = Exp16(_mm512_sub_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(first, scores + j), scale), highest));
+      low = _mm512_maskz_mov_ps(first, low);
+      if (n - j > 16) {
+        const __mmask16 rest = FirstLanes(n - j - 16);
+        high =
+            Exp16(_mm512_sub_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(rest, scores + j + 16), scale), highest));
+        high = _mm512_maskz_mov_ps(rest, high);
+      }
     }
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + j / kTileK * kTileK * tile_rows + j % kTileK),
-                        rounded);
+    const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
+    __m512i rounded;
+    memcpy(&rounded, &both, sizeof(rounded));
+    _mm512_storeu_si512(row, rounded);
+    add(_mm512_castsi512_si256(rounded));
+    add(_mm512_extracti64x4_epi64(rounded, 1));
   }
   *max_out = max;
   return _mm512_reduce_add_ps(sum);
@@ -150,6 +171,34 @@ void Join(const AttentionVectors& p, int v, float chunk_max, float chunk_sum) {
 }
 
 }  // namespace
+
+void AmxStoreKey(const float* key, int64_t n, uint16_t* place) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i steps = _mm512_slli_epi32(lanes, 4);  // words of 16 keys
+  for (int64_t d = 0; d < n; d += 32) {
+    const int left = n - d < 32 ? static_cast<int>(n - d) : 32;
+    const __m512 low = _mm512_maskz_loadu_ps(FirstLanes(left), key + d);
+    const __m512 high =
+        left > 16 ? _mm512_maskz_loadu_ps(FirstLanes(left - 16), key + d + 16) : _mm512_setzero_ps();
+    const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
+    __m512i pairs;
+    memcpy(&pairs, &both, sizeof(pairs));
+    _mm512_mask_i32scatter_epi32(place + d / 2 * 2 * kPanel, FirstLanes((left + 1) / 2), steps, pairs, 4);
+  }
+}
+
+void AmxStoreValue(const float* value, int64_t n, bool odd, int64_t panel_stride, uint16_t* place) {
+  for (int64_t d = 0; d < n; d += kPanel, place += panel_stride) {
+    const __mmask16 lanes = FirstLanes(n - d < kPanel ? static_cast<int>(n - d) : kPanel);
+    const __m256bh bf = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, value + d));
+    __m256i rounded;
+    memcpy(&rounded, &bf, sizeof(rounded));
+    const __m512i words = _mm512_cvtepu16_epi32(rounded);
+    // The other half of a word is the neighbouring position's, which another thread may be writing.
+    const __m512i kept = _mm512_maskz_set1_epi32(lanes, odd ? -0x10000 : 0xffff);
+    _mm512_mask_storeu_epi16(place, _mm512_movepi16_mask(kept), odd ? _mm512_slli_epi32(words, 16) : words);
+  }
+}
 
 void AmxAttentionChunk(const AmxAttentionChunkParams& c) {
   const int row_tiles = NumTiles(c.v.num_vectors, kTileRows);

@@ -285,6 +285,26 @@ void SiluTimes(const Square& square, int rows, int cols, float* out, int64_t str
   }
 }
 
+template <bool kTwoRows, bool kTwoPanels>
+inline void AddSquare(const Square& right, Square& left) {
+  for (int r = 0; r < (kTwoRows ? kSquare : kTileRows); ++r) {
+    _mm512_store_ps(left[r], _mm512_add_ps(_mm512_load_ps(left[r]), _mm512_load_ps(right[r])));
+    if (!kTwoPanels) continue;
+    _mm512_store_ps(left[r] + 16, _mm512_add_ps(_mm512_load_ps(left[r] + 16), _mm512_load_ps(right[r] + 16)));
+  }
+}
+
+// Writes a square, plus another or a bias, to where it belongs.
+template <bool kTwoPanels, typename Plus>
+inline void WriteSquare(const Square& square, int rows, int64_t cols, float* out, int64_t stride, Plus plus) {
+  const __mmask16 low = FirstLanes(static_cast<int>(cols)), high = FirstLanes(static_cast<int>(cols) - 16);
+  for (int r = 0; r < rows; ++r) {
+    _mm512_mask_storeu_ps(out + r * stride, low, plus(_mm512_load_ps(square[r]), r, 0));
+    if (kTwoPanels)
+      _mm512_mask_storeu_ps(out + r * stride + 16, high, plus(_mm512_load_ps(square[r] + 16), r, 16));
+  }
+}
+
 // One square for all segments of all trees.
 template <bool kTwoRows, bool kTwoPanels>
 void SquareProduct(const TreeProductParams& p, int first_row, int panel, const Ahead& ahead) {
@@ -294,56 +314,56 @@ void SquareProduct(const TreeProductParams& p, int first_row, int panel, const A
   const int num_rows = p.rows - first_row < kSquare ? p.rows - first_row : kSquare;
   const int64_t first_col = static_cast<int64_t>(panel) * kPanel;
   const int64_t cols = p.n - first_col < 2 * kPanel ? p.n - first_col : 2 * kPanel;
-  const __mmask16 low = FirstLanes(static_cast<int>(cols)), high = FirstLanes(static_cast<int>(cols) - 16);
   const bool whole = num_rows == (kTwoRows ? kSquare : kTileRows) && cols == (kTwoPanels ? 32 : 16);
   const ProductSegment* segment = p.segments;
+  const auto sum = [&] {
+    const uint16_t* a = rows + segment->a_begin * kTileRows;
+    const int64_t at = segment->w_begin * kPanel;
+    SquareSum<kTwoRows, kTwoPanels>(
+        a, a + kTileRows * p.a_depth, w.first + at, kTwoPanels ? w.second + at : nullptr,
+        ahead.next.first == nullptr ? nullptr : ahead.next.first + at,
+        ahead.next.second == nullptr ? nullptr : ahead.next.second + at, segment->depth / kTileK, ahead);
+    ++segment;
+  };
   for (int tree = 0; tree < p.num_trees; ++tree) {
     float* out = p.out + tree * p.tree_stride + first_row * p.out_stride + first_col;
-    int top = 0;
-    for (int i = 0; i < p.tree_segments[tree]; ++i, ++segment) {
-      const uint16_t* a = rows + segment->a_begin * kTileRows;
-      const int64_t at = segment->w_begin * kPanel;
-      SquareSum<kTwoRows, kTwoPanels>(
-          a, a + kTileRows * p.a_depth, w.first + at, kTwoPanels ? w.second + at : nullptr,
-          ahead.next.first == nullptr ? nullptr : ahead.next.first + at,
-          ahead.next.second == nullptr ? nullptr : ahead.next.second + at, segment->depth / kTileK, ahead);
-      if (whole && p.tree_segments[tree] == 1 && p.bias == nullptr && p.gate_panels == 0) {
+    const int count = p.tree_segments[tree];
+    if (count == 1) {
+      sum();
+      if (whole && p.bias == nullptr && p.gate_panels == 0) {
         StoreSquare<kTwoRows, kTwoPanels>(out, p.out_stride * 4);
-        top = -1;
         continue;
       }
-      StoreSquare<kTwoRows, kTwoPanels>(stack[top++][0], sizeof(stack[0][0]));
-      for (int merged = i; (merged & 1) != 0; merged >>= 1) {
-        --top;
-        for (int r = 0; r < (kTwoRows ? kSquare : kTileRows); ++r) {
-          float* left = stack[top - 1][r];
-          const float* right = stack[top][r];
-          _mm512_store_ps(left, _mm512_add_ps(_mm512_load_ps(left), _mm512_load_ps(right)));
-          if (!kTwoPanels) continue;
-          _mm512_store_ps(left + 16, _mm512_add_ps(_mm512_load_ps(left + 16), _mm512_load_ps(right + 16)));
-        }
+      StoreSquare<kTwoRows, kTwoPanels>(stack[0][0], sizeof(stack[0][0]));
+      if (p.gate_panels > 0) {
+        const int64_t left = p.n / 2 - first_col;
+        SiluTimes(stack[0], num_rows, static_cast<int>(left < kPanel ? left : kPanel), out, p.out_stride);
+      } else if (p.bias == nullptr) {
+        WriteSquare<kTwoPanels>(stack[0], num_rows, cols, out, p.out_stride,
+                                [](__m512 x, int, int) { return x; });
+      } else {
+        const float* bias = p.bias + first_col;
+        const __m512 low = _mm512_maskz_loadu_ps(FirstLanes(static_cast<int>(cols)), bias);
+        const __m512 high = _mm512_maskz_loadu_ps(FirstLanes(static_cast<int>(cols) - 16), bias + 16);
+        WriteSquare<kTwoPanels>(stack[0], num_rows, cols, out, p.out_stride, [&](__m512 x, int, int half) {
+          return _mm512_add_ps(x, half == 0 ? low : high);
+        });
       }
-    }
-    if (top < 0) continue;
-    if (p.gate_panels > 0) {
-      const int64_t left = p.n / 2 - first_col;
-      SiluTimes(stack[0], num_rows, static_cast<int>(left < kPanel ? left : kPanel), out, p.out_stride);
       continue;
     }
-    __m512 bias_low = _mm512_setzero_ps(), bias_high = bias_low;
-    if (p.bias != nullptr) {
-      bias_low = _mm512_maskz_loadu_ps(low, p.bias + first_col);
-      bias_high = _mm512_maskz_loadu_ps(high, p.bias + first_col + 16);
+    // A binary counter of pending sums. What a segment completes is added behind the next one's tile
+    // products: the two take different units. The count is a power of two: the last addition gives the tree.
+    int top = 0;
+    for (int i = 0; i < count; ++i) {
+      sum();
+      for (int merged = i - 1; i > 0 && (merged & 1) != 0; merged >>= 1, --top)
+        AddSquare<kTwoRows, kTwoPanels>(stack[top - 1], stack[top - 2]);
+      StoreSquare<kTwoRows, kTwoPanels>(stack[top++][0], sizeof(stack[0][0]));
     }
-    for (int r = 0; r < num_rows; ++r) {
-      __m512 x = _mm512_load_ps(stack[0][r]), y = _mm512_load_ps(stack[0][r] + 16);
-      if (p.bias != nullptr) {
-        x = _mm512_add_ps(x, bias_low);
-        y = _mm512_add_ps(y, bias_high);
-      }
-      _mm512_mask_storeu_ps(out + r * p.out_stride, low, x);
-      if (kTwoPanels) _mm512_mask_storeu_ps(out + r * p.out_stride + 16, high, y);
-    }
+    for (; top > 2; --top) AddSquare<kTwoRows, kTwoPanels>(stack[top - 1], stack[top - 2]);
+    WriteSquare<kTwoPanels>(stack[0], num_rows, cols, out, p.out_stride, [&](__m512 x, int r, int half) {
+      return _mm512_add_ps(x, _mm512_load_ps(stack[1][r] + half));
+    });
   }
 }
 

@@ -72,6 +72,12 @@ void StorePosition(const CpuKvCache& cache, int64_t offset, const float* key, co
       values[offset * shape.value_dim + d] = Rounded<kFormat>(value[d]);
     return;
   }
+  if constexpr (kFormat == PanelFormat::kAmxBf16) {
+    AmxStoreKey(key, shape.key_dim, keys + KeyIndex<kFormat>(depth, offset, 0));
+    AmxStoreValue(value, shape.value_dim, offset % 2 != 0, int64_t{shape.block_size} * kPanel,
+                  values + offset / 2 * 2 * kPanel);
+    return;
+  }
   for (int d = 0; d < shape.key_dim; ++d)
     keys[KeyIndex<kFormat>(depth, offset, d)] = Rounded<kFormat>(key[d]);
   for (int d = 0; d < shape.value_dim; ++d) {

@@ -174,6 +174,13 @@ struct AmxAttentionChunkParams {
 // Between kAmxGemmBf16.begin_task(num_vectors) and end_task.
 void AmxAttentionChunk(const AmxAttentionChunkParams& params);
 
+// Writes a position's key, n channels, into a panel of 16 keys at `place`, its pair of the first two
+// channels.
+void AmxStoreKey(const float* key, int64_t n, uint16_t* place);
+// And its value: `place` is its pair of positions' words of the first 16 channels, `odd` which of the two it
+// is, panel_stride elements from 16 channels to the next.
+void AmxStoreValue(const float* value, int64_t n, bool odd, int64_t panel_stride, uint16_t* place);
+
 // y = x / sum.
 void Avx2Divide(const float* x, float sum, int64_t n, float* y);
 

@@ -8,14 +8,83 @@
 #include <fstream>
 #include <limits>
 #include <string>
+#include <tuple>
+#include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "base/mutex.h"
 
 namespace phalanx {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kPage = 4096;
 constexpr size_t kAlignment = 64;
+// Buffers from kShared to a chunk lie side by side in chunks of huge pages: weights are mostly smaller than
+// a huge page, and one of small pages costs a page walk for each 4 KiB read.
+constexpr size_t kShared = size_t{64} << 10;
+constexpr size_t kChunk = size_t{32} << 20;
+
+size_t RoundUp(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+}  // namespace
+
+// Zeroed memory that asks for huge pages, at an address of one.
+class HostMapping {
+ public:
+  // Null where the host has no such memory.
+  static std::shared_ptr<HostMapping> Create(size_t bytes) {
+    const size_t size = RoundUp(bytes, kHugePage) + kHugePage;
+    void* address = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (address == MAP_FAILED) return nullptr;
+    auto mapping = std::make_shared<HostMapping>();
+    mapping->address_ = address;
+    mapping->size_ = size;
+    // An advice: nothing depends on its success.
+    madvise(mapping->data(), RoundUp(bytes, kHugePage), MADV_HUGEPAGE);
+    return mapping;
+  }
+  HostMapping() = default;
+  ~HostMapping() {
+    if (address_ != nullptr) munmap(address_, size_);
+  }
+  HostMapping(const HostMapping&) = delete;
+  HostMapping& operator=(const HostMapping&) = delete;
+
+  char* data() const {
+    return reinterpret_cast<char*>(RoundUp(reinterpret_cast<uintptr_t>(address_), kHugePage));
+  }
+
+ private:
+  void* address_ = nullptr;
+  size_t size_ = 0;
+};
+
+namespace {
+
+// The chunk that is being filled, of the whole process. What was given back is not given out again: a chunk
+// goes when all its buffers have gone.
+class SharedChunks {
+ public:
+  // The mapping is null where the host has no memory.
+  std::pair<std::shared_ptr<HostMapping>, char*> Take(size_t bytes) {
+    MutexLock lock(mutex_);
+    if (chunk_ == nullptr || kChunk - used_ < bytes) {
+      chunk_ = HostMapping::Create(kChunk);
+      used_ = 0;
+      if (chunk_ == nullptr) return {nullptr, nullptr};
+    }
+    char* data = chunk_->data() + used_;
+    used_ += RoundUp(bytes, kPage);
+    return {chunk_, data};
+  }
+
+ private:
+  Mutex mutex_;
+  std::shared_ptr<HostMapping> chunk_ ABSL_GUARDED_BY(mutex_);
+  size_t used_ ABSL_GUARDED_BY(mutex_) = 0;
+};
 
 }  // namespace
 
@@ -30,30 +99,36 @@ absl::StatusOr<std::unique_ptr<HostBuffer>> HostBuffer::Create(int64_t bytes) {
   std::unique_ptr<HostBuffer> buffer(new HostBuffer);
   buffer->bytes_ = bytes;
   const auto size = static_cast<size_t>(bytes);
-  if (size < kHugePage) {
+#if defined(__SANITIZE_ADDRESS__)
+  constexpr size_t kSmall = kHugePage;  // of smaller ones the sanitizer watches the ends
+#else
+  constexpr size_t kSmall = kShared;
+#endif
+  if (size < kSmall) {
     const size_t rounded = (size / kAlignment + 1) * kAlignment;
     buffer->data_ = std::aligned_alloc(kAlignment, rounded);
     if (buffer->data_ == nullptr) return full();
     std::memset(buffer->data_, 0, rounded);
     return buffer;
   }
-  buffer->mapping_bytes_ = size + kHugePage;
-  void* mapping =
-      mmap(nullptr, buffer->mapping_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapping == MAP_FAILED) return full();
-  buffer->mapping_ = mapping;
-  const auto address = reinterpret_cast<uintptr_t>(mapping);
-  buffer->data_ = reinterpret_cast<void*>((address + kHugePage - 1) / kHugePage * kHugePage);
-  madvise(buffer->data_, size, MADV_HUGEPAGE);  // an advice: nothing depends on its success
+  if (size < kChunk / 4) {
+    static auto& chunks = *new SharedChunks;
+    std::tie(buffer->mapping_, buffer->data_) = chunks.Take(size);
+  } else {
+    buffer->mapping_ = HostMapping::Create(size);
+    if (buffer->mapping_ != nullptr) buffer->data_ = buffer->mapping_->data();
+  }
+  if (buffer->mapping_ == nullptr) return full();
   return buffer;
 }
 
 HostBuffer::~HostBuffer() {
-  if (mapping_ != nullptr) {
-    munmap(mapping_, mapping_bytes_);
-  } else {
+  if (mapping_ == nullptr) {
     std::free(data_);
+    return;
   }
+  // Its neighbours may keep the mapping; its pages go back at once.
+  madvise(data_, RoundUp(static_cast<size_t>(bytes_), kPage), MADV_DONTNEED);
 }
 
 // Angles in double, so that far positions keep their phase.

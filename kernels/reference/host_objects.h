@@ -10,7 +10,10 @@
 
 namespace phalanx {
 
-// Zeroed, 64-byte aligned; large ones are mapped and ask for huge pages. At least one byte can be addressed.
+class HostMapping;
+
+// Zeroed, 64-byte aligned; all but small ones ask for huge pages, which they may share. At least one byte can
+// be addressed.
 class HostBuffer : public Buffer {
  public:
   // InvalidArgument for a negative size, ResourceExhausted naming the size.
@@ -27,8 +30,7 @@ class HostBuffer : public Buffer {
 
   void* data_ = nullptr;
   int64_t bytes_ = 0;
-  void* mapping_ = nullptr;  // null: data_ is from the allocator
-  size_t mapping_bytes_ = 0;
+  std::shared_ptr<HostMapping> mapping_;  // null: data_ is from the allocator
 };
 
 class HostRopeTable : public RopeTable {
