@@ -12,14 +12,14 @@
 namespace phalanx::coordinator {
 namespace {
 
-absl::Status CheckAddress(const std::string& address) {
+absl::Status CheckAddress(const char* flag, const std::string& address) {
   const size_t colon = address.rfind(':');
   int port = 0;
   const bool ok = colon != std::string::npos && colon > 0 &&
                   absl::SimpleAtoi(address.substr(colon + 1), &port) && port >= 0 && port <= 65535;
   if (ok) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
-      "--listen is '", address, "'; it must be HOST:PORT with a port of 0 to 65535 (0: any free)"));
+      flag, " is '", address, "'; it must be HOST:PORT with a port of 0 to 65535 (0: any free)"));
 }
 
 constexpr double kMaxSeconds = 1e6;
@@ -38,7 +38,8 @@ absl::Status Seconds(const char* flag, double value, double least) {
 }  // namespace
 
 absl::Status Config::Validate() {
-  PHX_RETURN_IF_ERROR(CheckAddress(listen));
+  PHX_RETURN_IF_ERROR(CheckAddress("--listen", listen));
+  if (!metrics_listen.empty()) PHX_RETURN_IF_ERROR(CheckAddress("--metrics-listen", metrics_listen));
   if (log_level != "debug" && log_level != "info" && log_level != "warning" && log_level != "error") {
     return absl::InvalidArgumentError(
         absl::StrCat("--log-level is '", log_level, "'; it must be debug, info, warning or error"));
@@ -95,6 +96,9 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, Config* config) {
   CLI::App app("phalanx-coordinator: takes requests and splits them over groups of workers.");
   app.option_defaults()->always_capture_default();
   app.add_option("--listen", config->listen, "HOST:PORT for clients and workers (port 0: any free)");
+  app.add_option("--metrics-listen", config->metrics_listen,
+                 "HOST:PORT for GET /metrics (Prometheus), /healthz and /readyz over HTTP (port 0: any free; "
+                 "default: none)");
   app.add_option("--log-level", config->log_level, "debug, info, warning or error");
   app.add_option("--model", config->model.path, "GGUF file or Hugging Face directory to load at start");
   app.add_option(

@@ -11,6 +11,8 @@ namespace phalanx::coordinator {
 
 struct Config {
   std::string listen = "127.0.0.1:50051";
+  // Where metrics and health are served over HTTP; empty: nowhere.
+  std::string metrics_listen;
   std::string log_level = "info";
   // Loaded at start unless model.path is empty.
   ModelSpec model;

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/logging.h"
@@ -24,6 +25,9 @@ constexpr std::chrono::seconds kHelloTimeout{10};
 constexpr int kPoolThreads = 2;
 constexpr int kBulkThreads = 1;
 constexpr size_t kMaxIdBytes = 256;
+// Of what clients are told to wait.
+constexpr double kLeastRetrySeconds = 1;
+constexpr double kMostRetrySeconds = 30;
 
 ClusterState::Options ClusterOptions(const Config& config) {
   ClusterState::Options options;
@@ -273,14 +277,16 @@ absl::Status Coordinator::Route(GenerateCall* call) {
     GenerateCall::Choice& choice = call->choices.emplace_back();
     choice.generation =
         std::make_unique<Generation>(std::move(log), static_cast<int64_t>(call->prompt.size()), text, Now());
+    choice.meter = std::make_unique<ChoiceMeter>();
+    choice.meter->Submitted(metrics_.OfModel(model), call->received_);
     choice.request = next_request_++;
     requests_[choice.request] = {call, i};
     if (i > 0) router_.Add(*group_id);
   }
   spdlog::debug(
-      "request {}: number {} to {}, {} prompt tokens, {} choices, max_tokens {}, seed {}, RoPE mode {}",
-      call->fields.request_id, call->choices[0].request, *group_id, call->prompt.size(), num_choices,
-      sampling->max_tokens, sampling->seed, rope_mode);
+      "request \"{}\": number {} to {}, {} prompt tokens, {} choices, max_tokens {}, seed {}, RoPE mode {}",
+      absl::CEscape(call->fields.request_id), call->choices[0].request, *group_id, call->prompt.size(),
+      num_choices, sampling->max_tokens, sampling->seed, rope_mode);
   Submit(call, 0);
   // One task each: many long prompts do not hold up the loop.
   for (uint32_t i = 1; i < num_choices; ++i) {
@@ -408,13 +414,38 @@ void Coordinator::Do(const GroupLostAction& action) {
   }
 }
 
+int64_t Coordinator::RetryDelayMs() {
+  // Spread, so that those refused together do not come back together.
+  return static_cast<int64_t>(1e3 * retry_seconds_ * absl::Uniform<double>(random_, 0.8, 1.2));
+}
+
+void Coordinator::Observe(double seconds) {
+  const uint64_t refused = metrics_.num_refused() - refused_before_;
+  const uint64_t served = metrics_.num_served() - served_before_;
+  refused_before_ += refused;
+  served_before_ += served;
+  // As long as serving so many takes.
+  const double wait = served == 0 ? (refused == 0 ? 0 : 2 * retry_seconds_)
+                                  : static_cast<double>(refused) * seconds / static_cast<double>(served);
+  retry_seconds_ = std::clamp((retry_seconds_ + wait) / 2, kLeastRetrySeconds, kMostRetrySeconds);
+  if (refused > 0) {
+    spdlog::info(
+        "{} requests refused in the last {:.1f} s, {} others ended; {} choices in flight, retry after {:.1f} "
+        "s",
+        refused, seconds, served, in_flight_.count(), retry_seconds_);
+  }
+  metrics_.SetCluster(cluster_, num_models_.load(), in_flight_.count());
+}
+
 void Coordinator::Tick() {
   const int64_t now_ms = NowMs();
   Actions actions;
   cluster_.Tick(now_ms, &actions);
   Execute(actions);
   if (now_ms - last_sweep_ms_ < kSweepMs) return;
+  const double seconds = static_cast<double>(now_ms - last_sweep_ms_) / 1e3;
   last_sweep_ms_ = now_ms;
+  Observe(seconds);
   const EventLoop::Clock::time_point now = EventLoop::Clock::now();
   for (GenerateCall* call : calls_) call->CutIfStuck(now);
   const auto sweep = [now](auto& streams) {

@@ -19,6 +19,7 @@
 #include "coordinator/cluster_state.h"
 #include "coordinator/config.h"
 #include "coordinator/event_loop.h"
+#include "coordinator/metrics.h"
 #include "coordinator/model_registry.h"
 #include "coordinator/router.h"
 #include "phalanx/internal/v1/group_control.pb.h"
@@ -47,6 +48,7 @@ class Coordinator {
   ModelRegistry& registry() { return registry_; }
   InFlightLimit& in_flight() { return in_flight_; }
   const Config& config() const { return config_; }
+  CoordinatorMetrics& metrics() { return metrics_; }  // its registry from any thread
   // Requests are refused from now on.
   void BeginDrain() { draining_.store(true); }
   bool draining() const { return draining_.load(); }
@@ -91,6 +93,8 @@ class Coordinator {
   // Forgets the requests of a call, or of one choice; tells their group to stop unless the group ended them.
   void Release(GenerateCall* call, bool abort);
   void Release(GenerateCall* call, uint32_t choice, bool abort);
+  // After which a refused client may try again with some hope.
+  int64_t RetryDelayMs();
 
   // Ends every stream and request: the process is about to end.
   void CloseAll(const std::string& reason);
@@ -111,6 +115,8 @@ class Coordinator {
   void Submit(GenerateCall* call, uint32_t choice);
   absl::Status Route(GenerateCall* call);
   void Tick();
+  // What is refused and how it is going, about once a second.
+  void Observe(double seconds);
 
   const Config config_;
   const EventLoop::Clock::time_point began_ = EventLoop::Clock::now();
@@ -120,6 +126,9 @@ class Coordinator {
   std::atomic<int> num_models_{0};
   std::atomic<int> num_ready_groups_{0};
 
+  CoordinatorMetrics metrics_;
+  double retry_seconds_ = 1;
+  uint64_t refused_before_ = 0, served_before_ = 0;  // as of the last Observe
   ClusterState cluster_;
   Router router_;
   absl::BitGen random_;

@@ -8,6 +8,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "base/grpc_util.h"
 #include "base/logging.h"
 #include "base/status_macros.h"
@@ -19,8 +20,6 @@ namespace {
 
 // Prompts up to this size are tokenised on the gRPC thread: that takes less than handing them over twice.
 constexpr size_t kInlineBytes = 4096;
-// When a client may try again after UNAVAILABLE or RESOURCE_EXHAUSTED.
-constexpr char kRetryAfterMs[] = "1000";
 
 size_t PromptBytes(const RequestFields& fields) {
   constexpr size_t kEach = 64;  // what a message costs, whatever it holds
@@ -41,7 +40,7 @@ size_t PromptBytes(const RequestFields& fields) {
 }  // namespace
 
 GenerateCall::GenerateCall(Coordinator* coordinator, grpc::CallbackServerContext* context)
-    : LoopWriter(coordinator->loop(), context), coordinator_(coordinator) {
+    : LoopWriter(coordinator->loop(), context), coordinator_(coordinator), received_(coordinator->Now()) {
   coordinator_->loop()->Post([this] { coordinator_->Opened(this); });
 }
 
@@ -92,12 +91,57 @@ void GenerateCall::Prepare() {
 void GenerateCall::Fail(const absl::Status& status, Queued queued) {
   if (closing()) return;
   if (absl::IsUnavailable(status) || absl::IsResourceExhausted(status)) {
-    context()->AddTrailingMetadata("retry-after-ms", kRetryAfterMs);
+    const int64_t delay_ms = coordinator_->RetryDelayMs();
+    context()->AddTrailingMetadata("retry-after-ms", absl::StrCat(delay_ms));
+    context()->AddTrailingMetadata("grpc-retry-pushback-ms", absl::StrCat(delay_ms));
+    Ended(status);
+    return Close(ToGrpcWithRetry(status, delay_ms), queued);
   }
-  // What clients wrote must not forge lines of the log.
-  spdlog::debug("request {}: {}", absl::Utf8SafeCEscape(fields.request_id),
-                absl::Utf8SafeCEscape(status.ToString()));
+  Ended(status);
   Close(ToGrpc(status), queued);
+}
+
+void GenerateCall::Ended(const absl::Status& status) {
+  if (ended_) return;
+  ended_ = true;
+  const double now = coordinator_->Now();
+  // What others wrote must not forge lines of the log.
+  const std::string name = model == nullptr ? "" : model->spec.name;
+  const std::string id = absl::CEscape(fields.request_id);
+  coordinator_->metrics().CallEnded(name, status.code());
+  Generation::Usage sum;
+  double first = -1;
+  for (const Choice& choice : choices) {
+    const Generation::Usage usage = choice.generation->usage(now);
+    sum.completion_tokens += usage.completion_tokens;
+    sum.queue_seconds = std::max(sum.queue_seconds, usage.queue_seconds);
+    const double of_choice = choice.meter->first_token();
+    if (of_choice >= 0 && (first < 0 || of_choice < first)) first = of_choice;
+    absl::IsCancelled(status) ? choice.meter->Aborted() : choice.meter->Failed();
+  }
+  spdlog::level::level_enum level = spdlog::level::info;
+  // Of these the coordinator says how many there are.
+  if (absl::IsResourceExhausted(status)) level = spdlog::level::debug;
+  if (absl::IsInternal(status) || absl::IsDataLoss(status) || absl::IsUnknown(status))
+    level = spdlog::level::warn;
+  if (!spdlog::should_log(level)) return;
+  std::string line = absl::StrCat("request \"", id, "\": ", absl::StatusCodeToString(status.code()));
+  if (!choices.empty()) {
+    const char* const reason = !status.ok()                            ? ""
+                               : choices.size() > 1                    ? ""
+                               : last_finish_ == FinishReason::kLength ? " (length)"
+                                                                       : " (stop)";
+    absl::StrAppendFormat(
+        &line, "%s, model '%s', group %s, %d prompt tokens, %d choices, %d tokens, queued %.3f s, ", reason,
+        absl::CEscape(name), absl::CEscape(group), prompt.size(), choices.size(), sum.completion_tokens,
+        sum.queue_seconds);
+    if (first >= 0) absl::StrAppendFormat(&line, "first token %.3f s, ", first);
+    absl::StrAppendFormat(&line, "total %.3f s", now - received_);
+  } else {
+    absl::StrAppendFormat(&line, " after %.3f s", now - received_);
+  }
+  if (!status.ok()) absl::StrAppend(&line, ": ", absl::CEscape(status.message()));
+  spdlog::log(level, "{}", line);
 }
 
 void GenerateCall::FailAll(int code, const std::string& detail) {
@@ -117,6 +161,7 @@ void GenerateCall::OnSubmitResult(uint32_t choice, const internal::v1::SubmitRes
   switch (result.state()) {
     case internal::v1::SUBMIT_STATE_ACCEPTED:
       choices[choice].generation->OnScheduled(coordinator_->Now());
+      choices[choice].meter->Scheduled();
       SendStarted();
       return;
     case internal::v1::SUBMIT_STATE_QUEUED:
@@ -142,20 +187,27 @@ void GenerateCall::OnOutput(uint32_t choice, const internal::v1::SequenceOutput&
   }
   SendStarted();
   Told told;
-  if (const absl::Status status = generation.OnOutput(ToOutput(output), coordinator_->Now(), &told);
-      !status.ok()) {
+  ChoiceMeter& meter = *choices[choice].meter;
+  const double now = coordinator_->Now();
+  if (const absl::Status status = generation.OnOutput(ToOutput(output), now, &told); !status.ok()) {
     FailAll(static_cast<int>(status.code()),
             absl::StrCat("group ", group, ": ", std::string(status.message())));
     return;
   }
+  meter.Scheduled();
+  meter.Said(told.token_ids.size(), now);
   if (!told.prompt_logprobs.empty()) Send(Serialize(MakePromptLogprobs(told)));
   if (told.has_chunk()) Send(Serialize(MakeChunk(choice, &told)));
   if (generation.finished()) {
-    Send(Serialize(MakeFinished(choice, told, generation.usage(coordinator_->Now()))));
+    const Generation::Usage usage = generation.usage(now);
+    last_finish_ = told.finish;
+    meter.Finished(told.finish, usage, now);
+    Send(Serialize(MakeFinished(choice, told, usage)));
     coordinator_->Release(this, choice, generation.wants_abort());
     const bool over =
         std::all_of(choices.begin(), choices.end(), [](const Choice& c) { return c.request == 0; });
     if (over) {
+      Ended(absl::OkStatus());
       Close(grpc::Status::OK);
       return;
     }

@@ -39,6 +39,7 @@ class GenerateCall : public LoopWriter<grpc::ServerWriteReactor<grpc::ByteBuffer
   struct Choice {
     uint64_t request = 0;  // 0: over
     std::unique_ptr<Generation> generation;
+    std::unique_ptr<ChoiceMeter> meter;
   };
   std::vector<Choice> choices;
   std::string group;
@@ -55,12 +56,17 @@ class GenerateCall : public LoopWriter<grpc::ServerWriteReactor<grpc::ByteBuffer
   void FailAll(int code, const std::string& detail);
   void SendStarted();
   absl::Status CancelReason() const;
+  // Counts and logs how the call ended. The first time counts.
+  void Ended(const absl::Status& status);
 
   Coordinator* const coordinator_;
   int64_t admitted_ = 0;     // counts in the in-flight limit
   bool dispatched_ = false;  // belongs to the loop alone
   bool cancelled_ = false;
   bool started_ = false;
+  bool ended_ = false;
+  FinishReason last_finish_ = FinishReason::kNone;
+  const double received_;
 
   friend class Coordinator;
 };

@@ -50,6 +50,10 @@ int main(int argc, char** argv) {
       "heartbeat {} s / {} s",
       phalanx::kVersion, config.listen, (*server)->port(), config.max_in_flight, config.max_tokens_default,
       config.heartbeat_interval_s, config.heartbeat_timeout_s);
+  if ((*server)->metrics_port() != 0) {
+    spdlog::info("metrics and health over HTTP on {} (port {})", config.metrics_listen,
+                 (*server)->metrics_port());
+  }
   int signal = -1;
   while (signal < 0) {
     const timespec wait{.tv_sec = 1, .tv_nsec = 0};

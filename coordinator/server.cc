@@ -22,6 +22,7 @@ constexpr int kMaxMetadataBytes = 16 << 10;
 // A loop that has not come round for this long hangs.
 constexpr std::chrono::seconds kLoopTimeout{10};
 constexpr std::chrono::seconds kCloseTimeout{2};
+constexpr char kText[] = "text/plain; charset=utf-8";
 
 }  // namespace
 
@@ -57,6 +58,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Config& config) {
     return absl::UnavailableError(absl::StrCat("cannot listen on ", config.listen,
                                                ": the port is taken or the address is not this machine's"));
   }
+  if (!config.metrics_listen.empty()) PHX_RETURN_IF_ERROR(server->StartHttp(config.metrics_listen));
   if (model != nullptr) {
     Coordinator& coordinator = server->coordinator_;
     coordinator.loop()->Post([&coordinator, model] {
@@ -68,6 +70,28 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Config& config) {
   }
   server->UpdateHealth();
   return server;
+}
+
+absl::Status Server::StartHttp(const std::string& listen) {
+  const auto say = [](bool good, const char* bad) {
+    return good ? HttpReply{200, kText, "ok\n"} : HttpReply{503, kText, absl::StrCat(bad, "\n")};
+  };
+  HttpServer::Handlers handlers;
+  handlers["/metrics"] = [this] {
+    metrics::Registry& registry = coordinator_.metrics().registry();
+    metrics::UpdateProcessMetrics(&registry);
+    return HttpReply{200, "text/plain; version=0.0.4; charset=utf-8", registry.Write()};
+  };
+  handlers["/healthz"] = [this, say] {
+    return say(coordinator_.loop()->age() < kLoopTimeout, "the coordinator's loop hangs");
+  };
+  handlers["/readyz"] = [this, say] {
+    const bool alive = coordinator_.loop()->age() < kLoopTimeout;
+    return say(alive && coordinator_.ready(),
+               coordinator_.draining() ? "the coordinator is shutting down" : "no group is ready");
+  };
+  PHX_ASSIGN_OR_RETURN(http_, HttpServer::Start(listen, std::move(handlers)));
+  return absl::OkStatus();
 }
 
 Server::~Server() {

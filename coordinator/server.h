@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
+#include "base/http_server.h"
 #include "coordinator/config.h"
 #include "coordinator/coordinator.h"
 #include "coordinator/services.h"
@@ -21,6 +22,8 @@ class Server {
   ~Server();
 
   int port() const { return port_; }
+  // 0: there is no --metrics-listen.
+  int metrics_port() const { return http_ == nullptr ? 0 : http_->port(); }
   Coordinator& coordinator() { return coordinator_; }
 
   // To be called about once a second: tells the health service how things are.
@@ -31,6 +34,7 @@ class Server {
 
  private:
   explicit Server(const Config& config);
+  absl::Status StartHttp(const std::string& listen);
 
   Coordinator coordinator_;
   InferenceService inference_;
@@ -39,6 +43,7 @@ class Server {
   GroupControlService group_control_;
   std::unique_ptr<grpc::Server> server_;
   int port_ = 0;
+  std::unique_ptr<HttpServer> http_;  // last: it uses all the others
 };
 
 }  // namespace phalanx::coordinator

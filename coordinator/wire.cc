@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/logging.h"
+#include "phalanx/internal/v1/rich_status.pb.h"
 
 namespace phalanx::coordinator {
 namespace {
@@ -54,6 +55,19 @@ grpc::ByteBuffer Serialize(const google::protobuf::Message& message) {
   // Fails for messages of 2 GiB and more only.
   grpc::GenericSerialize<grpc::ProtoBufferWriter, google::protobuf::Message>(message, &out, &own);
   return out;
+}
+
+grpc::Status ToGrpcWithRetry(const absl::Status& status, int64_t delay_ms) {
+  internal::v1::RetryInfo retry;
+  retry.mutable_retry_delay()->set_seconds(delay_ms / 1000);
+  retry.mutable_retry_delay()->set_nanos(static_cast<int32_t>(delay_ms % 1000) * 1'000'000);
+  internal::v1::RichStatus rich;
+  rich.set_code(static_cast<int32_t>(status.code()));
+  rich.set_message(std::string(status.message()));
+  google::protobuf::Any* any = rich.add_details();
+  any->set_type_url("type.googleapis.com/google.rpc.RetryInfo");
+  any->set_value(retry.SerializeAsString());
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), rich.message(), rich.SerializeAsString());
 }
 
 }  // namespace phalanx::coordinator

@@ -4,6 +4,8 @@
 #include <google/protobuf/message.h>
 #include <grpcpp/grpcpp.h>
 
+#include <cstdint>
+
 #include "absl/status/status.h"
 
 namespace phalanx::coordinator {
@@ -14,5 +16,8 @@ void LogProtobuf();
 // InvalidArgument naming the message and, for text that is not UTF-8, its field. Takes the buffer's bytes.
 absl::Status Parse(const grpc::ByteBuffer& bytes, google::protobuf::Message* message);
 grpc::ByteBuffer Serialize(const google::protobuf::Message& message);
+
+// As ToGrpc, with when to try again as google.rpc.RetryInfo in the status' details.
+grpc::Status ToGrpcWithRetry(const absl::Status& status, int64_t delay_ms);
 
 }  // namespace phalanx::coordinator

@@ -80,6 +80,7 @@ absl::Status WorkerConfig::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--listen is '", listen, "', which followers cannot dial; give --advertise HOST:PORT"));
   }
+  if (!metrics_listen.empty()) PHX_RETURN_IF_ERROR(CheckHostPort("--metrics-listen", metrics_listen, 0));
   PHX_RETURN_IF_ERROR(CheckName("--id", id));
   PHX_RETURN_IF_ERROR(CheckName("--host-id", host_id));
   PHX_RETURN_IF_ERROR(CheckRange("--threads", threads, 0, 1024));
@@ -115,6 +116,9 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, WorkerConfig* config) 
                  "HOST:PORT where this worker, as a leader, takes its followers (port 0: any free)");
   app.add_option("--advertise", config->advertise,
                  "HOST:PORT that followers dial (default: the listening one)");
+  app.add_option(
+      "--metrics-listen", config->metrics_listen,
+      "HOST:PORT for GET /metrics (Prometheus) and /healthz over HTTP (port 0: any free; default: none)");
   app.add_option("--id", config->id, "unique name (default: HOST-ID and the process id)");
   app.add_option("--host-id", config->host_id,
                  "equal for workers that share memory (default: the host's name)");

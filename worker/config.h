@@ -17,10 +17,11 @@ struct WorkerConfig {
   // --advertise HOST:PORT: the address followers dial; empty: the listening one. Needed when listening on
   // 0.0.0.0.
   std::string advertise;
-  std::string id;             // --id; empty: "<host-id>-<pid>"
-  std::string host_id;        // --host-id: equal for workers that share memory; empty: the host's name
-  int threads = 0;            // --threads; 0: the host's cores shared between its workers, at least 1
-  std::string rung = "auto";  // --rung: auto, reference, avx2 or amx
+  std::string id;              // --id; empty: "<host-id>-<pid>"
+  std::string host_id;         // --host-id: equal for workers that share memory; empty: the host's name
+  std::string metrics_listen;  // --metrics-listen: metrics and health over HTTP; empty: none
+  int threads = 0;             // --threads; 0: the host's cores shared between its workers, at least 1
+  std::string rung = "auto";   // --rung: auto, reference, avx2 or amx
   double kv_fraction =
       0.5;               // --kv-fraction: part of this worker's share of free memory that KV blocks may take
   int64_t kv_bytes = 0;  // --kv-bytes: upper limit of it; 0: none

@@ -16,7 +16,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/grpc_util.h"
+#include "base/http_server.h"
 #include "base/logging.h"
+#include "base/metrics.h"
 #include "base/version.h"
 #include "kernels/ops.h"
 #include "worker/agent.h"
@@ -58,6 +60,33 @@ absl::StatusOr<std::string> DeviceName(const WorkerConfig& config) {
   return absl::StrCat(info.device, ", ", info.instruction_set);
 }
 
+// What the worker says over HTTP; `agent` outlives the server.
+absl::StatusOr<std::unique_ptr<HttpServer>> ServeMetrics(const WorkerConfig& config, const Agent* agent) {
+  auto registry = std::make_shared<metrics::Registry>();
+  registry->AddGauge("phalanx_build_info", "1; the version is a label.", {{"version", kVersion}})->Set(1);
+  HttpServer::Handlers handlers;
+  handlers["/metrics"] = [registry, vitals = &agent->vitals()] {
+    metrics::UpdateProcessMetrics(registry.get());
+    const auto set = [&](const char* name, const char* help, double value) {
+      registry->AddGauge(absl::StrCat("phalanx_worker_", name), help)->Set(value);
+    };
+    set("last_step_age_seconds", "Since the last completed step of the present group; -1: none yet.",
+        vitals->last_step_age_seconds());
+    set("running_step_seconds", "That the present step has been running; -1 between steps.",
+        vitals->running_step_seconds());
+    set("memory_bytes", "Held by weights and KV blocks.", static_cast<double>(vitals->memory_bytes()));
+    return HttpReply{200, "text/plain; version=0.0.4; charset=utf-8",
+                     registry->Write() + metrics::WriteOne("phalanx_worker_step_seconds", "Time of a step.",
+                                                           vitals->step_seconds())};
+  };
+  handlers["/healthz"] = [vitals = &agent->vitals(), limit = config.stuck_step_seconds] {
+    const bool live = vitals->running_step_seconds() < limit;
+    return live ? HttpReply{200, "text/plain; charset=utf-8", "ok\n"}
+                : HttpReply{503, "text/plain; charset=utf-8", "a step is stuck\n"};
+  };
+  return HttpServer::Start(config.metrics_listen, std::move(handlers));
+}
+
 int Serve(const WorkerConfig& config, const sigset_t& signals) {
   const HostResources host = ReadHostResources();
   absl::StatusOr<std::string> device = DeviceName(config);
@@ -97,6 +126,13 @@ int Serve(const WorkerConfig& config, const sigset_t& signals) {
   }
 
   Agent agent(&config, &peers, hello);
+  std::unique_ptr<HttpServer> http;
+  if (!config.metrics_listen.empty()) {
+    auto started = ServeMetrics(config, &agent);
+    if (!started.ok()) return Fail(started.status());
+    http = *std::move(started);
+    spdlog::info("metrics and health over HTTP on {} (port {})", config.metrics_listen, http->port());
+  }
   bool live = true;
   int signal_number = 0;
   while (signal_number <= 0) {

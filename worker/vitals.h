@@ -6,6 +6,8 @@
 #include <chrono>
 #include <cstdint>
 
+#include "base/metrics.h"
+
 namespace phalanx {
 
 // Thread safety: any thread.
@@ -13,7 +15,10 @@ class WorkerVitals {
  public:
   void StepBegins() { step_began_.store(Now(), std::memory_order_relaxed); }
   void StepEnds() {
-    step_ended_.store(Now(), std::memory_order_relaxed);
+    const int64_t now = Now();
+    const int64_t began = step_began_.load(std::memory_order_relaxed);
+    if (began != 0) step_seconds_.Observe(static_cast<double>(now - began) * 1e-9);
+    step_ended_.store(now, std::memory_order_relaxed);
     step_began_.store(0, std::memory_order_relaxed);
   }
   // No group any more: no step runs and nothing is held.
@@ -28,6 +33,8 @@ class WorkerVitals {
   double last_step_age_seconds() const { return Age(step_ended_.load(std::memory_order_relaxed)); }
   // Seconds that the present step has been running; -1 between steps.
   double running_step_seconds() const { return Age(step_began_.load(std::memory_order_relaxed)); }
+  // Of all groups so far.
+  const metrics::Histogram& step_seconds() const { return step_seconds_; }
   int64_t memory_bytes() const { return memory_bytes_.load(std::memory_order_relaxed); }
 
  private:
@@ -38,6 +45,10 @@ class WorkerVitals {
   }
   static double Age(int64_t since) { return since == 0 ? -1 : static_cast<double>(Now() - since) * 1e-9; }
 
+  static constexpr double kStepBounds[] = {0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
+                                           0.25,   0.5,   1,      2.5,   5,    10,    60};
+
+  metrics::Histogram step_seconds_{kStepBounds};
   std::atomic<int64_t> step_began_{0};
   std::atomic<int64_t> step_ended_{0};
   std::atomic<int64_t> memory_bytes_{0};
