@@ -15,6 +15,36 @@
 
 namespace phalanx {
 
+namespace {
+
+// "A" or "A:B".
+std::string ReadRange(const std::string& text, LengthRange* range) {
+  const size_t colon = text.find(':');
+  const std::string most = colon == std::string::npos ? text : text.substr(colon + 1);
+  if (absl::SimpleAtoi(text.substr(0, colon), &range->least) && absl::SimpleAtoi(most, &range->most) &&
+      range->least >= 1 && range->least <= range->most) {
+    return "";
+  }
+  return absl::StrCat("'", text, "' is not N or LEAST:MOST with 1 <= LEAST <= MOST");
+}
+
+absl::Status Validate(const BenchConfig& b) {
+  const auto bad = [](const auto&... parts) { return absl::InvalidArgumentError(absl::StrCat(parts...)); };
+  if (b.concurrency < 1 || b.concurrency > 100000)
+    return bad("--concurrency ", b.concurrency, " is not 1 to 100000");
+  if (!(b.rate >= 0 && b.rate <= 1e6))
+    return bad("--rate ", b.rate, " is not in (0, 1000000] requests a second");
+  if (!(b.burstiness > 0 && b.burstiness <= 1e6)) return bad("--burstiness ", b.burstiness, " is not > 0");
+  if (!(b.duration >= 0 && b.duration <= 86400))
+    return bad("--duration ", b.duration, " is not in (0, 86400] seconds");
+  if (b.requests < 0) return bad("--requests ", b.requests, " is not >= 1");
+  if (b.warmup < 0) return bad("--warmup ", b.warmup, " is not >= 0");
+  if (b.shared_prefix < 0) return bad("--shared-prefix ", b.shared_prefix, " is not >= 0");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::Status Validate(const ClientConfig& c) {
   const auto bad = [](const auto&... parts) { return absl::InvalidArgumentError(absl::StrCat(parts...)); };
   if (c.server.rfind(':') == std::string::npos) {
@@ -69,6 +99,9 @@ absl::Status Validate(const ClientConfig& c) {
   if (c.weight_dtype != "as-is" && c.weight_dtype != "f32" && c.weight_dtype != "bf16" &&
       c.weight_dtype != "fp8" && c.weight_dtype != "int4") {
     return bad("--weight-dtype '", c.weight_dtype, "' is not as-is, f32, bf16, fp8 or int4");
+  }
+  if (c.command == Command::kBench) {
+    if (absl::Status s = Validate(c.bench); !s.ok()) return s;
   }
   if (c.command == Command::kPull) {
     if (absl::Status s = CheckRepository(c.repository); !s.ok()) return s;
@@ -178,6 +211,51 @@ absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::option
   inspect->add_option("--tp", c.degree, "the ranks of this degree in detail, instead of degrees 1 to 8");
   inspect->add_option("--hosts", c.hosts, "that they are spread over")->capture_default_str();
   inspect->callback([&c] { c.command = Command::kInspect; });
+
+  CLI::App* bench = app.add_subcommand(
+      "bench", "Load test: latencies and throughput as a client sees them. Ctrl-C ends it early");
+  const auto range = [bench](const char* flag, LengthRange* to, const char* help) {
+    bench->add_option_function<std::string>(
+        flag,
+        [flag, to](const std::string& text) {
+          if (const std::string wrong = ReadRange(text, to); !wrong.empty()) {
+            throw CLI::ValidationError(flag, wrong);
+          }
+        },
+        absl::StrCat(help, " [", to->least, "]"));
+  };
+  bench->add_option("--model", c.model, "name; may be left out when one model is loaded");
+  auto* concurrency =
+      bench->add_option("--concurrency", c.bench.concurrency, "closed loop: so many requests at a time")
+          ->capture_default_str();
+  bench
+      ->add_option("--rate", c.bench.rate,
+                   "open loop: so many requests begin a second, at random, whatever the answers do")
+      ->excludes(concurrency);
+  bench
+      ->add_option("--burstiness", c.bench.burstiness,
+                   "of --rate: 1 is Poisson, less is burstier, more is steadier")
+      ->capture_default_str();
+  bench->add_option("--duration", c.bench.duration, "seconds in which requests begin");
+  bench->add_option("--requests", c.bench.requests, "that begin at most; 100 without --duration");
+  bench->add_option("--warmup", c.bench.warmup, "requests before, which do not count")->capture_default_str();
+  range("--input-len", &c.bench.input_len, "tokens of random prompts: N, or LEAST:MOST to draw from");
+  range("--output-len", &c.bench.output_len, "max_tokens: N, or LEAST:MOST to draw from");
+  bench->add_option("--shared-prefix", c.bench.shared_prefix, "first tokens that all random prompts share");
+  bench->add_option(
+      "--dataset", c.bench.dataset,
+      "JSON Lines of prompts in place of random ones: {\"prompt\": TEXT}, {\"messages\": [...]} or "
+      "{\"tokens\": [...]}, \"max_tokens\" if wanted; from its front again at its end");
+  bench->add_flag("--ignore-eos", c.ignore_eos, "generate all of --output-len");
+  bench->add_option("--temperature", c.temperature, "0 takes the best token");
+  bench->add_option("--seed", c.bench.seed, "of prompts, lengths and arrivals")->capture_default_str();
+  bench->add_option("--timeout", c.timeout_seconds, "seconds for a request")->capture_default_str();
+  bench->add_option("--json", c.bench.json_file, "write the results there");
+  bench->add_option("--html", c.bench.html_file, "write a page with plots there");
+  bench->callback([&c] {
+    c.command = Command::kBench;
+    if (c.bench.duration == 0 && c.bench.requests == 0) c.bench.requests = 100;
+  });
 
   CLI::App* pull = app.add_subcommand("pull", "Fetch a model from a hub; prints its folder. No server");
   pull->add_option("repository", c.repository, "ORG/NAME")->required();

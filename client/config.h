@@ -10,7 +10,28 @@
 
 namespace phalanx {
 
-enum class Command { kChat, kStatus, kLoad, kUnload, kInspect, kPull };
+enum class Command { kChat, kStatus, kLoad, kUnload, kInspect, kPull, kBench };
+
+// Lengths are drawn from [least, most].
+struct LengthRange {
+  int least = 0;
+  int most = 0;
+};
+
+struct BenchConfig {
+  int concurrency = 8;
+  double rate = 0;  // requests a second; 0: closed loop
+  double burstiness = 1;
+  double duration = 0;   // seconds; 0: until `requests` are done
+  int64_t requests = 0;  // 0: until `duration` is over; 100 where neither is given
+  int64_t warmup = 0;
+  LengthRange input_len = {128, 128};
+  LengthRange output_len = {128, 128};
+  int shared_prefix = 0;  // tokens at the front of all random prompts
+  std::string dataset;    // JSON Lines; empty: random token ids
+  uint64_t seed = 0;
+  std::string json_file, html_file;
+};
 
 struct ClientConfig {
   Command command = Command::kStatus;
@@ -50,6 +71,9 @@ struct ClientConfig {
   std::string weight_dtype = "as-is";
   int degree = 0;  // ranks; 0: 1 to 8
   int hosts = 1;   // that those of `degree` are spread over
+
+  // bench; with model, temperature, ignore_eos and timeout_seconds of chat
+  BenchConfig bench;
 
   // pull
   std::string repository;  // ORG/NAME

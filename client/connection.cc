@@ -25,7 +25,7 @@ bool Connects(grpc::Channel* channel, std::chrono::system_clock::time_point dead
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ClientConfig& config) {
+absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ClientConfig& config, bool own_connection) {
   grpc::ChannelArguments args;
   args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10000);
   args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000);
@@ -36,6 +36,7 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ClientConfig& confi
   // starting as soon as it listens.
   const auto deadline = DeadlineIn(config.connect_timeout_seconds);
   for (auto backoff = kFirstBackoff;; backoff = std::min(backoff * 2, kLongestBackoff)) {
+    if (own_connection) args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
     auto channel = grpc::CreateCustomChannel(config.server, grpc::InsecureChannelCredentials(), args);
     if (Connects(channel.get(), deadline)) return channel;
     if (std::chrono::system_clock::now() + backoff >= deadline) break;

@@ -13,7 +13,9 @@
 namespace phalanx {
 
 // Unavailable naming the address when nothing answers within connect_timeout_seconds.
-absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ClientConfig& config);
+// Channels to one address share a connection unless they ask for their own.
+absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ClientConfig& config,
+                                                       bool own_connection = false);
 
 // A gRPC status as absl::Status, same code and message.
 absl::Status FromGrpc(const grpc::Status& status);

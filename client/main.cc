@@ -5,6 +5,7 @@
 #include <string>
 
 #include "client/admin.h"
+#include "client/bench.h"
 #include "client/chat.h"
 #include "client/config.h"
 #include "client/connection.h"
@@ -27,6 +28,8 @@ absl::Status Run(const phalanx::ClientConfig& config) {
       return phalanx::RunLoad(config, *channel);
     case phalanx::Command::kUnload:
       return phalanx::RunUnload(config, *channel);
+    case phalanx::Command::kBench:
+      return phalanx::RunBench(config, *channel);
     case phalanx::Command::kInspect:
     case phalanx::Command::kPull:
       break;
