@@ -199,6 +199,7 @@ void Coordinator::Load(const std::string& group, uint64_t epoch, const internal:
   const ClusterState::Group* current = cluster_.FindGroup(group);
   if (current != nullptr && current->epoch == epoch) {
     router_.SetReportedLoad(group, int64_t{load.running} + load.queued);
+    metrics_.GroupReported(*current);
   }
 }
 

@@ -59,11 +59,6 @@ class ChoiceMeter {
   double last_ = 0;  // when the last token was said
 };
 
-// What a group's leader counts since its epoch began.
-struct GroupCounts {
-  uint64_t prefix_queries = 0, prefix_hits = 0, preemptions = 0, drafted = 0, accepted = 0;
-};
-
 class CoordinatorMetrics {
  public:
   CoordinatorMetrics();
@@ -77,8 +72,8 @@ class CoordinatorMetrics {
   uint64_t num_refused() const { return refused_; }
   uint64_t num_served() const { return served_; }
 
-  // From a group's report; its counts are added to the model's.
-  void GroupReported(const ClusterState::Group& group, const GroupCounts& counts);
+  // `group` got a new load report: what it counted since the last one is added to the model's counters.
+  void GroupReported(const ClusterState::Group& group);
   // About once a second: what is known of workers and groups.
   void SetCluster(const ClusterState& cluster, int64_t models, int64_t in_flight);
 
@@ -87,7 +82,7 @@ class CoordinatorMetrics {
   std::map<std::string, ModelMetrics> models_;
   struct Reported {
     uint64_t epoch = 0;
-    GroupCounts counts;
+    GroupLoad load;  // the last report
   };
   std::map<std::string, Reported> reported_;  // by group
   metrics::Gauge *loaded_models_, *in_flight_;

@@ -128,6 +128,17 @@ def test_counts_requests_and_tokens(cluster, random_model):
     assert after.get("phalanx_build_info", version=cluster.client.status().version) == 1
 
 
+def test_prefix_hits_are_counted(cluster, random_model):
+    cluster.load(random_model, "--name", "cached")
+    for _ in range(2):
+        assert cluster.client.generate(model="cached", text="x" * 100, sampling=SHORT).code == grpc.StatusCode.OK
+    scrape = scrape_until(cluster.metrics_port, lambda s: s.get("vllm:prefix_cache_hits_total", model_name="cached"),
+                          "a prefix found")
+    assert scrape.get("vllm:prefix_cache_hits_total", model_name="cached") == 96  # 3 whole blocks of 32
+    scrape_until(cluster.metrics_port, lambda s: s.get("vllm:prefix_cache_queries_total", model_name="cached") == 200,
+                 "both prompts looked up")
+
+
 def test_gauges_under_load(cluster, random_model):
     cluster.load(random_model, "--name", "m")
     port = cluster.metrics_port
