@@ -13,6 +13,7 @@ namespace phalanx {
 std::vector<std::string> AvailableRungs() {
   std::vector<std::string> rungs = {"reference"};
   if (MissingForAvx2().empty()) rungs.push_back("avx2");
+  if (MissingForAvx512().empty()) rungs.push_back("avx512");
   if (MissingForAmx().empty()) rungs.push_back("amx");
   return rungs;
 }
@@ -35,10 +36,10 @@ absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const OpsOptions& options) {
   OpsOptions chosen = options;
   if (chosen.rung == "auto") chosen.rung = AvailableRungs().back();
   if (chosen.rung == "reference") return std::make_unique<ReferenceOps>(chosen);
-  if (chosen.rung == "avx2" || chosen.rung == "amx") return CpuOps::Create(chosen);
-  return absl::InvalidArgumentError(absl::StrCat("rung is \"", chosen.rung,
-                                                 "\", must be auto, reference, avx2 or amx; this host runs ",
-                                                 absl::StrJoin(AvailableRungs(), ", ")));
+  if (chosen.rung == "avx2" || chosen.rung == "avx512" || chosen.rung == "amx") return CpuOps::Create(chosen);
+  return absl::InvalidArgumentError(absl::StrCat(
+      "rung is \"", chosen.rung, "\", must be auto, reference, avx2, avx512 or amx; this host runs ",
+      absl::StrJoin(AvailableRungs(), ", ")));
 }
 
 }  // namespace phalanx

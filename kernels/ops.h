@@ -359,9 +359,11 @@ enum class CopyKind { kToDevice, kToHost, kOnDevice };
 
 struct OpsInfo {
   std::string backend;          // "reference", "cpu", "cuda"
-  std::string instruction_set;  // "scalar", "avx2", "amx-bf16", "sm_90a": part of the group's fingerprint
+  std::string instruction_set;  // "scalar", "avx2", "avx512-vnni", "amx-bf16", "sm_90a": part of the group's
+                                // fingerprint
   std::string device;           // for people: the CPU's or GPU's name
-  DType weight_dtype = DType::kF32;  // what PackWeight widens or narrows weights to
+  DType weight_dtype = DType::kF32;  // what PackWeight widens or narrows weights to (but for those that
+                                     // a backend keeps quantised)
   DType kv_dtype = DType::kF32;
   int kernel_version = 0;  // raised whenever a kernel's bits change
 };
@@ -419,8 +421,8 @@ class Ops {
 enum class Compute { kFp32, kFast };
 
 struct OpsOptions {
-  // "auto": the host's best rung; or the name of one: "reference", "avx2", "amx". One the host lacks is
-  // FailedPrecondition naming the rung and the missing CPU feature.
+  // "auto": the host's best rung; or the name of one: "reference", "avx2", "avx512", "amx". One the host
+  // lacks is FailedPrecondition naming the rung and the missing CPU feature.
   std::string rung = "auto";
   Compute compute = Compute::kFast;
   int num_threads = 1;

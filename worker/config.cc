@@ -15,7 +15,7 @@
 namespace phalanx {
 namespace {
 
-constexpr const char* kRungs[] = {"auto", "reference", "avx2", "amx"};
+constexpr const char* kRungs[] = {"auto", "reference", "avx2", "avx512", "amx"};
 constexpr const char* kLogLevels[] = {"debug", "info", "warning", "error"};
 
 template <class Names>
@@ -124,7 +124,7 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, WorkerConfig* config) 
                  "equal for workers that share memory (default: the host's name)");
   app.add_option("--threads", config->threads,
                  "threads of its kernels (0: the host's cores shared between its workers)");
-  app.add_option("--rung", config->rung, "kernels: auto, reference, avx2 or amx");
+  app.add_option("--rung", config->rung, "kernels: auto, reference, avx2, avx512 or amx");
   app.add_option("--kv-fraction", config->kv_fraction, "part of its share of free memory for the KV cache");
   app.add_option("--kv-bytes", config->kv_bytes, "upper limit of the KV cache (0: none)");
   app.add_option("--max-tokens-per-step", config->max_tokens_per_step,

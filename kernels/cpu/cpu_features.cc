@@ -60,18 +60,28 @@ std::string MissingForAvx2() {
   return FirstMissing(needs);
 }
 
-std::string MissingForAmx() {
+std::string MissingForAvx512() {
   if (std::string missing = MissingForAvx2(); !missing.empty()) return missing;
-  const Cpuid seven = Leaf(7, 0), seven_one = Leaf(7, 1);
+  const Cpuid seven = Leaf(7, 0);
   const Need needs[] = {
       {"AVX512F", (seven.b >> 16 & 1) != 0},
       {"AVX512DQ", (seven.b >> 17 & 1) != 0},
       {"AVX512BW", (seven.b >> 30 & 1) != 0},
       {"AVX512VL", (seven.b >> 31 & 1) != 0},
+      {"AVX512_VNNI", (seven.c >> 11 & 1) != 0},
+      {"operating system support of AVX-512 state", (OsStates() & 0xe6) == 0xe6},
+  };
+  return FirstMissing(needs);
+}
+
+std::string MissingForAmx() {
+  if (std::string missing = MissingForAvx512(); !missing.empty()) return missing;
+  const Cpuid seven = Leaf(7, 0), seven_one = Leaf(7, 1);
+  const Need needs[] = {
       {"AVX512_BF16", (seven_one.a >> 5 & 1) != 0},
       {"AMX-TILE", (seven.d >> 24 & 1) != 0},
       {"AMX-BF16", (seven.d >> 22 & 1) != 0},
-      {"operating system support of AVX-512 state", (OsStates() & 0xe6) == 0xe6},
+      {"AMX-INT8", (seven.d >> 25 & 1) != 0},
       {"operating system support of AMX tile state", (OsStates() & 0x60000) == 0x60000},
   };
   if (std::string missing = FirstMissing(needs); !missing.empty()) return missing;
@@ -86,6 +96,7 @@ std::string MissingForAmx() {
 #else
 
 std::string MissingForAvx2() { return "AVX2: this is no x86-64 processor"; }
+std::string MissingForAvx512() { return "AVX512F: this is no x86-64 processor"; }
 std::string MissingForAmx() { return "AMX-TILE: this is no x86-64 processor"; }
 
 #endif

@@ -17,21 +17,25 @@ float* RowOf(const Matrix& m, int64_t row) { return static_cast<float*>(m.data) 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Ops>> CpuOps::Create(const OpsOptions& options) {
-  const bool amx = options.rung == "amx";
-  const std::string missing = amx ? MissingForAmx() : MissingForAvx2();
+  const bool amx = options.rung == "amx", avx512 = options.rung == "avx512";
+  const std::string missing = amx ? MissingForAmx() : avx512 ? MissingForAvx512() : MissingForAvx2();
   if (!missing.empty()) {
     return absl::FailedPreconditionError(
         absl::StrCat("rung \"", options.rung, "\" cannot run on this host: it lacks ", missing));
   }
-  const GemmKernels& kernels = options.compute == Compute::kFp32 ? kAvx2GemmF32
-                               : amx                             ? kAmxGemmBf16
-                                                                 : kAvx2GemmBf16;
-  return std::unique_ptr<Ops>(new CpuOps(options, kernels));
+  if (options.compute == Compute::kFp32) {
+    return std::unique_ptr<Ops>(new CpuOps(options, kAvx2GemmF32, nullptr));
+  }
+  return std::unique_ptr<Ops>(new CpuOps(options, amx ? kAmxGemmBf16 : kAvx2GemmBf16,
+                                         amx      ? &kAmxQuant
+                                         : avx512 ? &kAvx512Quant
+                                                  : &kAvx2Quant));
 }
 
-CpuOps::CpuOps(const OpsOptions& options, const GemmKernels& kernels)
+CpuOps::CpuOps(const OpsOptions& options, const GemmKernels& kernels, const QuantKernels* quant)
     : ReferenceOps(options, kAvx2SamplingLoops),
       kernels_(kernels),
+      quant_(quant),
       pool_(options.num_threads),
       gemm_(pool_),
       grouped_(pool_, gemm_),
@@ -41,7 +45,7 @@ CpuOps::CpuOps(const OpsOptions& options, const GemmKernels& kernels)
       logits_(static_cast<size_t>(options.num_threads)),
       key_(static_cast<size_t>(options.num_threads)) {
   info_.backend = "cpu";
-  info_.instruction_set = kernels.format == PanelFormat::kAmxBf16 ? "amx-bf16" : "avx2";
+  info_.instruction_set = quant == &kAmxQuant ? "amx-bf16" : quant == &kAvx512Quant ? "avx512-vnni" : "avx2";
 }
 
 template <typename Body>
@@ -60,7 +64,7 @@ void CpuOps::ForRows(int64_t rows, int64_t elements_per_row, Body&& body) {
 
 absl::StatusOr<std::unique_ptr<PackedWeight>> CpuOps::PackWeight(const PackWeightParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
-  return CpuWeight::Pack(kernels_, p, pool_);
+  return CpuWeight::Pack(kernels_, quant_, p, pool_);
 }
 
 int64_t CpuOps::KvBlockBytes(const KvCacheShape& shape) const {

@@ -1,4 +1,5 @@
-// CpuOps: the fast path on processors, for the rungs "avx2" and "amx". Rare operations are the reference's.
+// CpuOps: the fast path on processors, for the rungs "avx2", "avx512" and "amx". Rare operations are the
+// reference's.
 #pragma once
 
 #include <memory>
@@ -16,7 +17,7 @@ namespace phalanx {
 
 class CpuOps : public ReferenceOps {
  public:
-  // FailedPrecondition naming the rung and what this host lacks. options.rung: "avx2" or "amx".
+  // FailedPrecondition naming the rung and what this host lacks. options.rung: one of these.
   static absl::StatusOr<std::unique_ptr<Ops>> Create(const OpsOptions& options);
 
   absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeight(const PackWeightParams& params) override;
@@ -36,12 +37,13 @@ class CpuOps : public ReferenceOps {
   absl::Status Sample(const SampleParams& params) override;
 
  private:
-  CpuOps(const OpsOptions& options, const GemmKernels& kernels);
+  CpuOps(const OpsOptions& options, const GemmKernels& kernels, const QuantKernels* quant);
   // Runs body(row, thread) for rows; on one thread where the work is small.
   template <typename Body>
   void ForRows(int64_t rows, int64_t elements_per_row, Body&& body);
 
   const GemmKernels& kernels_;
+  const QuantKernels* const quant_;  // null: every weight is widened
   ThreadPool pool_;
   CpuGemm gemm_;
   CpuGrouped grouped_;

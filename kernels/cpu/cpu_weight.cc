@@ -14,13 +14,14 @@ int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; 
 
 bool UsesTree(const CpuWeight& weight, int64_t rows) {
   const GemmKernels& kernels = weight.kernels();
-  return kernels.tree_product != nullptr && rows > 2 * kernels.max_tile_rows &&
+  return weight.quant() == nullptr && kernels.tree_product != nullptr && rows > 2 * kernels.max_tile_rows &&
          weight.row_depth() <= kernels.tree_depth;
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CpuWeight>> CpuWeight::Pack(const GemmKernels& kernels,
+                                                           const QuantKernels* quant,
                                                            const PackWeightParams& p, ThreadPool& pool) {
   std::unique_ptr<CpuWeight> weight(new CpuWeight);
   weight->kernels_ = &kernels;
@@ -31,6 +32,10 @@ absl::StatusOr<std::unique_ptr<CpuWeight>> CpuWeight::Pack(const GemmKernels& ke
     cuts = {p.cols.begin, p.cols.end};
   } else {
     weight->subtrees_ = SubtreesOf(p.first_shard, p.first_shard + static_cast<int>(cuts.size()) - 1);
+  }
+  if (const std::optional<QuantType> type = QuantPanels::TypeOf(p); quant != nullptr && type) {
+    PHX_ASSIGN_OR_RETURN(weight->quant_, QuantPanels::Pack(*type, *quant, p, pool));
+    return weight;
   }
   for (size_t i = 0; i + 1 < cuts.size(); ++i) {
     Segment s;
@@ -97,7 +102,8 @@ absl::Status CpuGemm::GatedMatmul(const Matrix& x, const CpuWeight& weight, cons
   return Run(x, weight, {static_cast<float*>(y.data), y.stride, 0, nullptr, true});
 }
 
-void CpuGemm::RunTree(const char* packed_rows, int num_rows, const CpuWeight& weight, const Output& output) {
+void CpuGemm::RunTree(const char* packed_rows, int num_rows, const CpuWeight& weight,
+                      const ProductOutput& output) {
   const GemmKernels& kernels = weight.kernels();
   std::array<ProductSegment, kMaxShards> segments;
   std::array<int, kMaxShards> tree_segments = {1};
@@ -148,8 +154,11 @@ void CpuGemm::RunTree(const char* packed_rows, int num_rows, const CpuWeight& we
   });
 }
 
-absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Output& output) {
+absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const ProductOutput& output) {
   if (x.rows == 0 || weight.n() == 0) return absl::OkStatus();
+  if (weight.quant() != nullptr) {
+    return quant_.Run(x, *weight.quant(), weight.n(), weight.subtrees(), output);
+  }
   const GemmKernels& kernels = weight.kernels();
   const auto num_rows = static_cast<int>(x.rows);
   const int max_tile = kernels.max_tile_rows;
@@ -227,25 +236,19 @@ absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Output
     size_t segment = 0;
     const size_t num_trees = std::max<size_t>(1, weight.subtrees().size());
     for (size_t t = 0; t < num_trees; ++t) {
-      // A binary counter of pending sums: shard i of the tree, then as many merges as i ends in ones.
       const int count = weight.subtrees().empty() ? 1 : weight.subtrees()[t].count;
-      int top = 0;
-      for (int i = 0; i < count; ++i, ++segment) {
-        const CpuWeight::Segment& s = weight.segments()[segment];
+      SumShards(count, stack, sum_size, rows * width, [&](int, float* sum) {
+        const CpuWeight::Segment& s = weight.segments()[segment++];
         p.a_begin = s.row_begin;
         p.w = weight.panel(first_panel, s.weight_begin);
         p.depth = s.weight_depth;
-        p.c = stack + top++ * sum_size;
+        p.c = sum;
         if (in_place) {
           p.c = output.out + block_begin(b) * output.stride + int64_t{first_panel} * kPanel;
           p.c_stride = output.stride;
         }
         kernels.product(p);
-        for (int merged = i; (merged & 1) != 0; merged >>= 1) {
-          --top;
-          Avx2Add(stack + (top - 1) * sum_size, stack + top * sum_size, rows * width);
-        }
-      }
+      });
       if (in_place) break;
       float* out = output.out + static_cast<int64_t>(t) * output.tree_stride +
                    block_begin(b) * output.stride + int64_t{first_panel} * kPanel;

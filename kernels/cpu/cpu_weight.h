@@ -1,10 +1,13 @@
-// Weights in the CPU backend's panels, and products with them.
+// Weights in the CPU backend's panels, and products with them: of the kernels' 16-bit or fp32 elements, or
+// quantised as they lie in the file.
 #pragma once
 
 #include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/cpu/quant_weight.h"
+#include "kernels/cpu/scratch.h"
 #include "kernels/cpu/simd_kernels.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/ops.h"
@@ -23,15 +26,20 @@ class CpuWeight : public PackedWeight {
     int64_t weight_depth = 0;  // depth, padded where the kernels want it
   };
 
+  // Where `quant` is given, pieces of one type that it knows stay quantised.
   static absl::StatusOr<std::unique_ptr<CpuWeight>> Pack(const GemmKernels& kernels,
+                                                         const QuantKernels* quant,
                                                          const PackWeightParams& params, ThreadPool& pool);
 
   int64_t n() const override { return n_; }
   int64_t k() const override { return k_; }
-  int64_t bytes() const override { return memory_->bytes(); }
+  int64_t bytes() const override { return quant_ != nullptr ? quant_->bytes() : memory_->bytes(); }
   const std::vector<Subtree>& subtrees() const override { return subtrees_; }
 
+  // Of the Ops that packed it.
   const GemmKernels& kernels() const { return *kernels_; }
+  // Null where the weight is none that stayed quantised; what follows is not of such a one.
+  const QuantPanels* quant() const { return quant_.get(); }
   const std::vector<Segment>& segments() const { return segments_; }
   int num_panels() const { return static_cast<int>((n_ + kPanel - 1) / kPanel); }
   int64_t row_depth() const { return row_depth_; }                // packed k of a row
@@ -49,22 +57,14 @@ class CpuWeight : public PackedWeight {
   std::vector<Segment> segments_;
   std::vector<Subtree> subtrees_;
   std::unique_ptr<HostBuffer> memory_;
-};
-
-// Memory that grows and is kept: steps allocate nothing once they have been as large as they get.
-class Scratch {
- public:
-  // At least `bytes`, 64-byte aligned; what was in it is lost when it grows.
-  absl::StatusOr<void*> Get(int64_t bytes);
-
- private:
-  std::unique_ptr<HostBuffer> buffer_;
+  std::unique_ptr<QuantPanels> quant_;
 };
 
 // Products of activations with packed weights. One thread at a time; works on the pool's.
 class CpuGemm {
  public:
-  explicit CpuGemm(ThreadPool& pool) : pool_(pool), sums_(static_cast<size_t>(pool.num_threads())) {}
+  explicit CpuGemm(ThreadPool& pool)
+      : pool_(pool), quant_(pool), sums_(static_cast<size_t>(pool.num_threads())) {}
 
   // y = x W^T (+ bias): weight has one segment.
   absl::Status Matmul(const Matrix& x, const CpuWeight& weight, const float* bias, const Matrix& y);
@@ -76,19 +76,12 @@ class CpuGemm {
   absl::Status GatedMatmul(const Matrix& x, const CpuWeight& weight, const Matrix& y);
 
  private:
-  // Where a task's results go: out of subtree i starts at out + i * tree_stride.
-  struct Output {
-    float* out;
-    int64_t stride;
-    int64_t tree_stride;
-    const float* bias;
-    bool gated = false;
-  };
   // By the kernels' tree_product; rows are packed.
-  void RunTree(const char* packed_rows, int num_rows, const CpuWeight& weight, const Output& output);
-  absl::Status Run(const Matrix& x, const CpuWeight& weight, const Output& output);
+  void RunTree(const char* packed_rows, int num_rows, const CpuWeight& weight, const ProductOutput& output);
+  absl::Status Run(const Matrix& x, const CpuWeight& weight, const ProductOutput& output);
 
   ThreadPool& pool_;
+  QuantGemm quant_;
   Scratch rows_;
   std::vector<Scratch> sums_;  // of each thread
 };

@@ -18,7 +18,7 @@
 namespace phalanx {
 namespace {
 
-constexpr int kKernelVersion = 1;
+constexpr int kKernelVersion = 2;
 
 float* RowOf(const Matrix& m, int64_t row) { return static_cast<float*>(m.data) + row * m.stride; }
 

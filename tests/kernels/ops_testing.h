@@ -240,7 +240,7 @@ inline std::vector<int32_t> Positions(int64_t begin, int64_t end) {
 
 // Every rung there is, whether or not this host can run it.
 inline const std::vector<std::string>& AllRungs() {
-  static const std::vector<std::string> rungs = {"reference", "avx2", "amx"};
+  static const std::vector<std::string> rungs = {"reference", "avx2", "avx512", "amx"};
   return rungs;
 }
 

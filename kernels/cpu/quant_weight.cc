@@ -1,0 +1,210 @@
+#include "kernels/cpu/quant_weight.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "base/status_macros.h"
+
+namespace phalanx {
+namespace {
+
+std::optional<QuantType> Quantised(DType dtype) {
+  switch (dtype) {
+    case DType::kQ8_0:
+      return QuantType::kQ8_0;
+    case DType::kQ4_0:
+      return QuantType::kQ4_0;
+    case DType::kQ4_1:
+      return QuantType::kQ4_1;
+    default:
+      return std::nullopt;
+  }
+}
+
+// Copies kQuads words of a block's integers to every 16th word.
+template <int kQuads>
+void SpreadQuads(const uint8_t* from, char* to) {
+  for (int i = 0; i < kQuads; ++i) std::memcpy(to + i * 64, from + i * 4, 4);
+}
+
+}  // namespace
+
+std::optional<QuantType> QuantPanels::TypeOf(const PackWeightParams& p) {
+  std::optional<QuantType> type;
+  for (const WeightPiece& piece : p.pieces) {
+    if (piece.rows.size() == 0) continue;
+    const std::optional<QuantType> own = Quantised(piece.source.dtype);
+    if (!own || (type && *type != *own)) return std::nullopt;
+    type = own;
+  }
+  return type;
+}
+
+absl::StatusOr<std::unique_ptr<QuantPanels>> QuantPanels::Pack(QuantType type, const QuantKernels& kernels,
+                                                               const PackWeightParams& p, ThreadPool& pool) {
+  std::unique_ptr<QuantPanels> weight(new QuantPanels);
+  weight->type_ = type;
+  weight->kernels_ = &kernels;
+  std::vector<int64_t> cuts = p.shard_cuts;
+  if (cuts.empty()) cuts = {p.cols.begin, p.cols.end};
+  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+    Segment s;
+    s.x_begin = cuts[i] - p.cols.begin;
+    s.depth = cuts[i + 1] - cuts[i];
+    s.phase = static_cast<int>(cuts[i] % kQuantBlock);
+    s.block_begin = weight->blocks_;
+    s.blocks = s.depth == 0 ? 0 : (s.phase + s.depth + kQuantBlock - 1) / kQuantBlock;
+    weight->blocks_ += s.blocks;
+    weight->segments_.push_back(s);
+  }
+  // Rows of the result, of which row i is row first_row of a source.
+  struct Run {
+    const WeightSource* source;
+    int64_t begin, end, first_row;
+  };
+  std::vector<Run> runs;
+  int64_t n = 0;
+  for (const WeightPiece& piece : p.pieces) {
+    runs.push_back({&piece.source, n, n + piece.rows.size(), piece.rows.begin});
+    n += piece.rows.size();
+  }
+  weight->num_panels_ = static_cast<int>((n + kPanel - 1) / kPanel);
+  const int64_t bytes = weight->blocks_ * (QuantDataBytes(type) + QuantScaleBytes(type));
+  weight->panel_bytes_ = (bytes + 63) / 64 * 64;
+  PHX_ASSIGN_OR_RETURN(weight->memory_, HostBuffer::Create(weight->num_panels_ * weight->panel_bytes_));
+  pool.Run(weight->num_panels_, [&](int64_t panel, int) {
+    char* const to = const_cast<char*>(weight->panel(static_cast<int>(panel)));
+    for (const Run& run : runs) {
+      const int64_t end = std::min(run.end, (panel + 1) * kPanel);
+      for (int64_t row = std::max(run.begin, panel * kPanel); row < end; ++row) {
+        weight->PackRow(*run.source, run.first_row + row - run.begin, p.cols.begin, to,
+                        static_cast<int>(row - panel * kPanel));
+      }
+    }
+  });
+  return weight;
+}
+
+void QuantPanels::PackRow(const WeightSource& source, int64_t row, int64_t first_column, char* panel,
+                          int place) const {
+  const int64_t block_bytes = BlockBytes(source.dtype);
+  const auto* const bytes = static_cast<const uint8_t*>(source.data) +
+                            (source.first_row + row) * RowBytes(source.dtype, source.cols);
+  char* data = panel + place * 4;
+  char* scales = panel + blocks_ * QuantDataBytes(type_) + place * 2;
+  for (const Segment& s : segments_) {
+    const uint8_t* block = bytes + (first_column + s.x_begin) / kQuantBlock * block_bytes;
+    for (int64_t b = 0; b < s.blocks; ++b, block += block_bytes) {
+      std::memcpy(scales, block, 2);
+      if (type_ == QuantType::kQ8_0) {
+        SpreadQuads<8>(block + 2, data);
+      } else if (type_ == QuantType::kQ4_0) {
+        SpreadQuads<4>(block + 2, data);
+      } else {
+        std::memcpy(scales + 32, block + 2, 2);
+        SpreadQuads<4>(block + 4, data);
+      }
+      data += QuantDataBytes(type_);
+      scales += QuantScaleBytes(type_);
+    }
+  }
+}
+
+void QuantGemm::PackTiles(const Matrix& x, const QuantPanels& weight, int tile_rows, char* packed) {
+  const auto num_rows = static_cast<int>(x.rows);
+  const QuantKernels& kernels = weight.kernels();
+  const int64_t tile_bytes = QuantTileBytes(tile_rows, weight.blocks());
+  const auto pack = [&](int64_t tile, int) {
+    const int64_t row = tile * tile_rows;
+    for (const QuantPanels::Segment& s : weight.segments()) {
+      kernels.pack({.x = static_cast<const float*>(x.data) + row * x.stride + s.x_begin,
+                    .stride = x.stride,
+                    .rows = static_cast<int>(std::min<int64_t>(tile_rows, num_rows - row)),
+                    .depth = s.depth,
+                    .phase = s.phase,
+                    .type = weight.type(),
+                    .tile = {packed + tile * tile_bytes, tile_rows, weight.blocks()},
+                    .begin = s.block_begin});
+    }
+  };
+  const int tiles = NumTiles(num_rows, tile_rows);
+  if (num_rows * x.cols < 32768) {
+    for (int t = 0; t < tiles; ++t) pack(t, 0);
+  } else {
+    pool_.Run(tiles, pack);
+  }
+}
+
+absl::Status QuantGemm::Run(const Matrix& x, const QuantPanels& weight, int64_t n,
+                            const std::vector<Subtree>& subtrees, const ProductOutput& output) {
+  const QuantKernels& kernels = weight.kernels();
+  const auto num_rows = static_cast<int>(x.rows);
+  const int tile_rows = kernels.tile_rows(num_rows);
+  const int64_t tile_bytes = QuantTileBytes(tile_rows, weight.blocks());
+  PHX_ASSIGN_OR_RETURN(void* packed, rows_.Get(NumTiles(num_rows, tile_rows) * tile_bytes));
+  char* const packed_rows = static_cast<char*>(packed);
+  PackTiles(x, weight, tile_rows, packed_rows);
+
+  // Rows are cut into blocks of whole tiles, blocks and panels into tasks. Where there are rows for it, a
+  // thread has rows of its own: they stay in its caches from product to product.
+  constexpr int kOwnRows = 128;
+  const int num_blocks = std::max((num_rows + kernels.block_rows - 1) / kernels.block_rows,
+                                  std::min(pool_.num_threads(), num_rows / kOwnRows));
+  const int rows_of_block = (num_rows + num_blocks - 1) / num_blocks;
+  const int block_rows = NumTiles(rows_of_block, tile_rows) * tile_rows;
+  const int max_panels = num_rows <= 32 ? 32 : 8;
+  const int block_panels =
+      std::clamp(weight.num_panels() * num_blocks / (pool_.num_threads() * 8), 1, max_panels);
+  const int panel_blocks = (weight.num_panels() + block_panels - 1) / block_panels;
+  const int64_t width = int64_t{block_panels} * kPanel;
+  const int64_t sum_size = std::min(num_rows, block_rows) * width;
+  int max_count = 1;
+  for (const Subtree& tree : subtrees) max_count = std::max(max_count, tree.count);
+  const int levels = std::bit_width(static_cast<unsigned>(max_count));
+  for (Scratch& s : sums_) PHX_RETURN_IF_ERROR(s.Get(levels * sum_size * 4).status());
+
+  pool_.Run(int64_t{panel_blocks} * num_blocks, [&](int64_t task, int thread) {
+    const int first_row = static_cast<int>(task / panel_blocks) * block_rows;
+    const int first_panel = static_cast<int>(task % panel_blocks) * block_panels;
+    if (first_row >= num_rows) return;
+    QuantProductParams p;
+    p.type = weight.type();
+    p.a = packed_rows + first_row / tile_rows * tile_bytes;
+    p.tile_rows = tile_rows;
+    p.tile_bytes = tile_bytes;
+    p.row_blocks = weight.blocks();
+    p.w = weight.panel(first_panel);
+    p.panel_bytes = weight.panel_bytes();
+    p.num_panels = std::min(block_panels, weight.num_panels() - first_panel);
+    p.rows = std::min(block_rows, num_rows - first_row);
+    const auto product = [&](const QuantPanels::Segment& s, float* c, int64_t stride) {
+      p.begin = s.block_begin;
+      p.blocks = s.blocks;
+      p.c = c;
+      p.c_stride = stride;
+      kernels.product(p);
+    };
+    const int64_t column = int64_t{first_panel} * kPanel;
+    const int64_t cols = std::min<int64_t>(n - column, p.num_panels * kPanel);
+    float* const out = output.out + first_row * output.stride + column;
+    // Where nothing is to be added and panels are whole, results are written in place.
+    if (output.bias == nullptr && weight.segments().size() == 1 && cols == p.num_panels * kPanel) {
+      return product(weight.segments()[0], out, output.stride);
+    }
+    auto* const stack = static_cast<float*>(*sums_[static_cast<size_t>(thread)].Get(0));
+    size_t segment = 0;
+    const size_t num_trees = std::max<size_t>(1, subtrees.size());
+    for (size_t tree = 0; tree < num_trees; ++tree) {
+      const int count = subtrees.empty() ? 1 : subtrees[tree].count;
+      SumShards(count, stack, sum_size, p.rows * width,
+                [&](int, float* sum) { product(weight.segments()[segment++], sum, width); });
+      const float* bias = output.bias == nullptr ? nullptr : output.bias + column;
+      float* const to = out + static_cast<int64_t>(tree) * output.tree_stride;
+      for (int r = 0; r < p.rows; ++r) Avx2AddBias(stack + r * width, bias, cols, to + r * output.stride);
+    }
+  });
+  return absl::OkStatus();
+}
+
+}  // namespace phalanx
