@@ -23,7 +23,8 @@ struct alignas(64) TileConfig {
 };
 
 // Tiles 0 and 1 sums, 2 and 3 rows of x, 4 and 5 weights.
-void Configure(int rows) {
+void BeginTask(int rows) {
+  if (rows <= kVnniRows) return;
   TileConfig config;
   memset(&config, 0, sizeof(config));
   config.palette = 1;
@@ -34,6 +35,10 @@ void Configure(int rows) {
   // GCC 12's _tile_loadconfig names 8 bytes as its operand: without this, stores to the others are dropped.
   asm volatile("" : : "r"(&config) : "memory");
   _tile_loadconfig(&config);
+}
+
+void EndTask(int rows) {
+  if (rows > kVnniRows) _tile_release();
 }
 
 // Weight tiles of blocks: 8 quads of signed integers, twice.
@@ -74,14 +79,18 @@ struct Operands {
   bool accumulate;
 };
 
+// GCC 12 keeps an array of sums in memory: they have names.
+#define PHX_ROWS(DO) \
+  DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11) DO(12) DO(13) DO(14) DO(15)
+
 template <QuantType kType, int kRows>
 void TileProduct(const Operands& p) {
   alignas(64) int32_t out[2][kRows * 16];
-  __m512 sum[kRows];
-  for (int r = 0; r < kRows; ++r) {
-    sum[r] = p.accumulate && r < p.rows ? _mm512_loadu_ps(p.c + r * p.c_stride) : _mm512_setzero_ps();
-  }
-  const auto scale = [&](const int32_t* s, int64_t b) {
+#define PHX_LOAD(r) \
+  __m512 sum##r = p.accumulate && r < p.rows ? _mm512_loadu_ps(p.c + r * p.c_stride) : _mm512_setzero_ps();
+  PHX_ROWS(PHX_LOAD)
+#undef PHX_LOAD
+  const auto scale = [&](const int32_t* s, int64_t b) __attribute__((always_inline)) {
     const char* scales = p.scales + b * QuantScaleBytes(kType);
     const float* row_scale = p.scale + b * kRows;
     const float* row_sum = p.scaled_sum + b * kRows;
@@ -90,12 +99,14 @@ void TileProduct(const Operands& p) {
     if (kType == QuantType::kQ4_1) {
       m = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales + 32)));
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const __m512 v = _mm512_cvtepi32_ps(_mm512_load_si512(s + r * 16));
-      sum[r] = _mm512_fmadd_ps(v, _mm512_mul_ps(d, _mm512_set1_ps(row_scale[r])), sum[r]);
-      if (kType == QuantType::kQ4_1) sum[r] = _mm512_fmadd_ps(m, _mm512_set1_ps(row_sum[r]), sum[r]);
-    }
+#define PHX_SCALE(r)                                                                                \
+  if constexpr (r < kRows) {                                                                        \
+    const __m512 v = _mm512_cvtepi32_ps(_mm512_load_si512(s + r * 16));                             \
+    sum##r = _mm512_fmadd_ps(v, _mm512_mul_ps(d, _mm512_set1_ps(row_scale[r])), sum##r);            \
+    if (kType == QuantType::kQ4_1) sum##r = _mm512_fmadd_ps(m, _mm512_set1_ps(row_sum[r]), sum##r); \
+  }
+    PHX_ROWS(PHX_SCALE)
+#undef PHX_SCALE
   };
   const auto even = [&](int64_t b) {
     _tile_zero(0);
@@ -123,11 +134,12 @@ void TileProduct(const Operands& p) {
       if (b + 2 < p.blocks) _tile_stored(0, out[0], 64);
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    if (r < p.rows) _mm512_storeu_ps(p.c + r * p.c_stride, sum[r]);
-  }
+#define PHX_STORE(r) \
+  if (r < kRows && r < p.rows) _mm512_storeu_ps(p.c + r * p.c_stride, sum##r);
+  PHX_ROWS(PHX_STORE)
+#undef PHX_STORE
 }
+#undef PHX_ROWS
 
 template <QuantType kType>
 void AnyProduct(const QuantProductParams& p) {
@@ -135,7 +147,6 @@ void AnyProduct(const QuantProductParams& p) {
   const int tiles = NumTiles(p.rows, p.tile_rows);
   const int64_t slices = p.blocks > kMaxSlice ? (p.blocks + kMaxSlice - 1) / kMaxSlice : 1;
   const int64_t all = p.row_blocks * p.tile_rows;
-  Configure(p.tile_rows);
   for (int panel = 0; panel < p.num_panels; ++panel) {
     for (int64_t slice = 0; slice < slices; ++slice) {
       const int64_t first = p.blocks * slice / slices, begin = p.begin + first;
@@ -160,7 +171,6 @@ void AnyProduct(const QuantProductParams& p) {
       }
     }
   }
-  _tile_release();
 }
 
 int TileRows(int rows) { return rows <= kVnniRows ? rows : rows <= 8 ? 8 : 16; }
@@ -181,6 +191,11 @@ void AmxProduct(const QuantProductParams& p) {
 
 const QuantKernels kAmxQuant = {
 
-    .block_rows = 256, .tile_rows = TileRows, .pack = Avx512QuantPack, .product = AmxProduct};
+    .block_rows = 256,
+    .tile_rows = TileRows,
+    .pack = Avx512QuantPack,
+    .product = AmxProduct,
+    .begin_task = BeginTask,
+    .end_task = EndTask};
 
 }  // namespace phalanx

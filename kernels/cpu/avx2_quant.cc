@@ -263,6 +263,11 @@ void AnyType(const QuantProductParams& p) {
 
 const QuantKernels kAvx2Quant = {
 
-    .block_rows = 96, .tile_rows = TileRows, .pack = Pack, .product = AnyType};
+    .block_rows = 96,
+    .tile_rows = TileRows,
+    .pack = Pack,
+    .product = AnyType,
+    .begin_task = nullptr,
+    .end_task = nullptr};
 
 }  // namespace phalanx

@@ -80,6 +80,9 @@ struct QuantKernels {
   int (*tile_rows)(int rows);
   void (*pack)(const QuantPackParams& params);
   void (*product)(const QuantProductParams& params);
+  // Around the products of one task on a thread; null where there is nothing to do.
+  void (*begin_task)(int tile_rows);
+  void (*end_task)(int tile_rows);
 };
 
 static constexpr int64_t QuantTileBytes(int tile_rows, int64_t blocks) {

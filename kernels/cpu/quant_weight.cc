@@ -185,12 +185,17 @@ absl::Status QuantGemm::Run(const Matrix& x, const QuantPanels& weight, int64_t 
       p.c_stride = stride;
       kernels.product(p);
     };
+    const auto end = [&] {
+      if (kernels.end_task != nullptr) kernels.end_task(tile_rows);
+    };
+    if (kernels.begin_task != nullptr) kernels.begin_task(tile_rows);
     const int64_t column = int64_t{first_panel} * kPanel;
     const int64_t cols = std::min<int64_t>(n - column, p.num_panels * kPanel);
     float* const out = output.out + first_row * output.stride + column;
     // Where nothing is to be added and panels are whole, results are written in place.
     if (output.bias == nullptr && weight.segments().size() == 1 && cols == p.num_panels * kPanel) {
-      return product(weight.segments()[0], out, output.stride);
+      product(weight.segments()[0], out, output.stride);
+      return end();
     }
     auto* const stack = static_cast<float*>(*sums_[static_cast<size_t>(thread)].Get(0));
     size_t segment = 0;
@@ -203,6 +208,7 @@ absl::Status QuantGemm::Run(const Matrix& x, const QuantPanels& weight, int64_t 
       float* const to = out + static_cast<int64_t>(tree) * output.tree_stride;
       for (int r = 0; r < p.rows; ++r) Avx2AddBias(stack + r * width, bias, cols, to + r * output.stride);
     }
+    end();
   });
   return absl::OkStatus();
 }

@@ -91,7 +91,13 @@ class Bench {
                 std::string(DTypeName(ops_->info().weight_dtype)).c_str());
     for (const int shards : {1, 8}) {
       for (const auto& [k, n] : {std::pair<int64_t, int64_t>{576, 1536}, {2048, 8192}})
-        Products(k, n, shards);
+        Products(DType::kF32, k, n, shards);
+    }
+    if (ops_->info().weight_dtype == DType::kBF16) {
+      for (const DType dtype : {DType::kQ8_0, DType::kQ4_1}) {
+        for (const auto& [k, n] : {std::pair<int64_t, int64_t>{576, 1536}, {2048, 8192}})
+          Products(dtype, k, n, 1);
+      }
     }
     Attention(1, 1, 512);
     Attention(1, 1, 4096);
@@ -101,10 +107,18 @@ class Bench {
   }
 
  private:
-  void Products(int64_t k, int64_t n, int shards) {
+  // Weights N(0, 1), or blocks of any numbers with a scale of 2^-7.
+  void Products(DType dtype, int64_t k, int64_t n, int shards) {
     const std::vector<float> w = Normal(n * k);
+    std::vector<uint8_t> blocks(dtype == DType::kF32 ? 0 : static_cast<size_t>(RowBytes(dtype, n * k)));
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      const size_t at = i % static_cast<size_t>(BlockBytes(dtype));
+      const bool scale = at < (dtype == DType::kQ4_1 ? 4 : 2);
+      blocks[i] = static_cast<uint8_t>(scale ? (at % 2 == 0 ? 0 : 0x20) : i * 2654435761u >> 13);
+    }
     PackWeightParams pack;
-    pack.pieces = {{{w.data(), DType::kF32, n, k}, {0, n}}};
+    const void* data = dtype == DType::kF32 ? static_cast<const void*>(w.data()) : blocks.data();
+    pack.pieces = {{{data, dtype, n, k}, {0, n}}};
     pack.cols = {0, k};
     if (shards > 1) {
       for (int s = 0; s <= shards; ++s) pack.shard_cuts.push_back(k / 32 * s / shards * 32);
@@ -141,8 +155,9 @@ class Bench {
         const double limit =
             std::max(bytes / gb_s, flop / (amx ? peaks_.amx_gflop_s : peaks_.fma_gflop_s)) / 1e9;
         std::printf(
-            "  matmul%s K=%-5lld N=%-5lld M=%-4lld %-5s %9.1f us %7.1f GB/s %8.1f GFLOP/s %4.0f %% of "
+            "  %s%s K=%-5lld N=%-5lld M=%-4lld %-5s %9.1f us %7.1f GB/s %8.1f GFLOP/s %4.0f %% of "
             "limit\n",
+            dtype == DType::kF32 ? "matmul" : std::string(DTypeName(dtype)).c_str(),
             shards > 1 ? " S=8" : "    ", static_cast<long long>(k), static_cast<long long>(n),
             static_cast<long long>(rows), dram ? "dram" : "cache", seconds * 1e6, bytes / seconds / 1e9,
             flop / seconds / 1e9, limit / seconds * 100);
