@@ -85,7 +85,7 @@ struct Operands {
 
 template <QuantType kType, int kRows>
 void TileProduct(const Operands& p) {
-  alignas(64) int32_t out[2][kRows * 16];
+  alignas(64) int32_t out[kRows * 16];
 #define PHX_LOAD(r) \
   __m512 sum##r = p.accumulate && r < p.rows ? _mm512_loadu_ps(p.c + r * p.c_stride) : _mm512_setzero_ps();
   PHX_ROWS(PHX_LOAD)
@@ -120,19 +120,17 @@ void TileProduct(const Operands& p) {
     _tile_loadd(5, p.w + b * 1024, 64);
     _tile_dpbssd(1, 3, 5);
   };
-  if (p.blocks > 0) {
-    even(0);
-    _tile_stored(0, out[0], 64);
-  }
+  // Products of the next two blocks are under way while one is scaled.
+  if (p.blocks > 0) even(0);
+  if (p.blocks > 1) odd(1);
   for (int64_t b = 0; b < p.blocks; b += 2) {
-    if (b + 1 < p.blocks) odd(b + 1);
-    scale(out[0], b);
-    if (b + 1 < p.blocks) {
-      _tile_stored(1, out[1], 64);
-      if (b + 2 < p.blocks) even(b + 2);
-      scale(out[1], b + 1);
-      if (b + 2 < p.blocks) _tile_stored(0, out[0], 64);
-    }
+    _tile_stored(0, out, 64);
+    if (b + 2 < p.blocks) even(b + 2);
+    scale(out, b);
+    if (b + 1 == p.blocks) break;
+    _tile_stored(1, out, 64);
+    if (b + 3 < p.blocks) odd(b + 3);
+    scale(out, b + 1);
   }
 #define PHX_STORE(r) \
   if (r < kRows && r < p.rows) _mm512_storeu_ps(p.c + r * p.c_stride, sum##r);
