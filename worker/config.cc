@@ -16,6 +16,7 @@ namespace phalanx {
 namespace {
 
 constexpr const char* kRungs[] = {"auto", "reference", "avx2", "avx512", "amx"};
+constexpr const char* kSpeculate[] = {"auto", "off"};
 constexpr const char* kLogLevels[] = {"debug", "info", "warning", "error"};
 
 template <class Names>
@@ -97,6 +98,8 @@ absl::Status WorkerConfig::Validate() const {
                                                    "; it must be at most --max-tokens-per-step (",
                                                    max_tokens_per_step, "): each takes a token of a step"));
   }
+  PHX_RETURN_IF_ERROR(CheckOneOf("--speculate", speculate, kSpeculate));
+  PHX_RETURN_IF_ERROR(CheckRange("--max-guesses", max_guesses, 1, 64));
   return CheckOneOf("--log-level", log_level, kLogLevels);
 }
 
@@ -130,6 +133,11 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, WorkerConfig* config) 
   app.add_option("--max-tokens-per-step", config->max_tokens_per_step,
                  "tokens of a step, prompt chunks included");
   app.add_option("--max-sequences", config->max_sequences, "sequences running at once");
+  app.add_option(
+      "--speculate", config->speculate,
+      "auto: where a text repeats itself, its next tokens are guessed and verified in one step, as long "
+      "as that pays; output stays the same; or off");
+  app.add_option("--max-guesses", config->max_guesses, "tokens guessed at once");
   app.add_option("--log-level", config->log_level, "debug, info, warning or error");
   app.set_version_flag("--version", std::string("phalanx-worker ") + kVersion);
 
@@ -162,7 +170,7 @@ std::string Describe(const WorkerConfig& c) {
   return absl::StrCat("coordinators ", absl::StrJoin(c.coordinators, " "), ", host-id ", c.host_id, ", rung ",
                       c.rung, ", threads ", c.threads, ", kv-fraction ", c.kv_fraction, ", kv-bytes ",
                       c.kv_bytes, ", max-tokens-per-step ", c.max_tokens_per_step, ", max-sequences ",
-                      c.max_sequences);
+                      c.max_sequences, ", speculate ", c.speculate, ", max-guesses ", c.max_guesses);
 }
 
 }  // namespace phalanx

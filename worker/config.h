@@ -27,6 +27,9 @@ struct WorkerConfig {
   int64_t kv_bytes = 0;  // --kv-bytes: upper limit of it; 0: none
   int max_tokens_per_step = 512;  // --max-tokens-per-step: the scheduler's token budget
   int max_sequences = 64;         // --max-sequences: running at once
+  std::string speculate =
+      "auto";           // --speculate: auto (guesses from a text's own repetitions where they pay) or off
+  int max_guesses = 8;  // --max-guesses: of a row
   std::string log_level = "info";
 
   // What has no flag.

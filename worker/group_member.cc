@@ -152,6 +152,7 @@ absl::Status GroupMember::Core::RunLeader(LoadedRank* rank,
   options.scheduler.max_sequences = env.config->max_sequences;
   options.scheduler.max_logits_per_step = rank->options.max_logits_per_step;
   options.scheduler.max_queued = env.config->max_queued_requests;
+  options.scheduler.max_guesses = env.config->speculate == "off" ? 0 : env.config->max_guesses;
   options.scheduler.token_bytes = rank->token_bytes;
   PHX_RETURN_IF_ERROR(options.scheduler.Validate());
   internal::v1::GroupHello hello;

@@ -21,6 +21,13 @@
 // Pipeline: Plan() for step n+1 may be called before Commit() of step n. A row of n+1 whose sequence proves
 // finished by step n is discarded at Commit. A decision about position p reads the log up to p-2 only.
 //
+// Speculation (max_guesses > 0). In a batch of few sequences that all decode, a row carries guesses of its
+// next tokens (speculation.h), each sampled as it would be without; one counts while it equals what is
+// sampled, so output never changes. KV of wrong guesses is overwritten before anything reads it. The
+// positions after such a step are known only when it is committed: Plan() returns nothing until then.
+// Sequences with penalties or a thinking budget, whose rows depend on the tokens before them in the row, do
+// not guess; others leave it where less than half of their guesses are right.
+//
 // Invariants (CheckInvariants): a block is free, or held at one index by the sequences that have its tokens,
 // and none of them writes to it while there are several; a sequence's rows are at consecutive positions; the
 // budget and the batch limit hold in every plan.
@@ -54,6 +61,8 @@ struct SchedulerOptions {
   int max_sequences = 64;         // running at once
   int max_logits_per_step = 128;  // logits rows a step may ask for (prompt log-probabilities are cut to it)
   int max_queued = 1024;          // waiting requests; beyond: ResourceExhausted
+  int max_guesses = 0;            // of a row; 0: no speculation
+  int max_guessing = 4;           // sequences running at once, for guesses to be made
   // Of the model's tokens; where null, a request with a thinking budget is refused.
   std::shared_ptr<const TokenBytes> token_bytes;
 
@@ -159,8 +168,9 @@ class Scheduler {
   // All requests of a coordinator whose stream ended.
   void AbortSource(uint64_t source);
 
-  // The next step, or nothing when there is nothing to run. At most one planned step may be uncommitted when
-  // called.
+  // The next step, or nothing when there is nothing to run before the next Commit, which there is always
+  // where no step is uncommitted and the scheduler is not idle. At most one planned step may be uncommitted
+  // when called.
   std::optional<PlannedStep> Plan();
   // Results of the oldest uncommitted step (CheckResult holds): what it said about each sequence, in order of
   // rows.

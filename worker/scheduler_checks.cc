@@ -123,8 +123,12 @@ absl::Status SchedulerOptions::Validate() const {
       return absl::InvalidArgumentError(absl::StrCat(name, " is ", value, "; it must be 1 to ", INT32_MAX));
     }
   }
-  if (max_queued < 0)
-    return absl::InvalidArgumentError(absl::StrCat("max_queued is ", max_queued, "; it must be 0 or more"));
+  for (const auto& [name, value] :
+       {std::pair{"max_queued", max_queued}, std::pair{"max_guesses", max_guesses},
+        std::pair{"max_guessing", max_guessing}}) {
+    if (value < 0)
+      return absl::InvalidArgumentError(absl::StrCat(name, " is ", value, "; it must be 0 or more"));
+  }
   const int most = std::min(max_tokens_per_step, max_logits_per_step);
   if (max_sequences > most) {
     return absl::InvalidArgumentError(

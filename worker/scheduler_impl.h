@@ -24,7 +24,7 @@ struct PendingRow {
   int64_t num_tokens = 0;
   int64_t first_prompt_logit = 0;  // the position of the first logits row,
   int num_prompt_logits = 0;       // of so many, one each: about the prompt's tokens from the next one on
-  bool samples = false;            // then one that samples
+  int num_samples = 0;             // then so many that sample, at the last positions; all but one are guessed
   bool bans = false;               // and may not sample every token
 };
 
@@ -89,9 +89,15 @@ struct Scheduler::Impl {
   void Publish(Sequence* s, int64_t end, uint64_t written_by);
   int64_t ChunkOf(const Sequence& s, int64_t tokens_left, int64_t logits_left, int64_t* logits) const;
   int32_t TokenAt(const Sequence& s, int64_t position, uint64_t this_step) const;
+  // Guesses for those that decode. False: better wait until the uncommitted step is committed, and guess
+  // then.
+  bool Guess(int64_t tokens_left, int64_t logits_left);
   void AddRow(Sequence* s, int64_t count, PlannedStep* out, PendingStep* record);
   void Announce(StepPlan* plan);
   std::optional<PlannedStep> Plan();
+  // The tokens of a row's sampling positions: the ids sampled at `logit` and after it.
+  void TakeTokens(Sequence* s, const PendingRow& row, size_t logit, const StepResult& result,
+                  SequenceOutput* out);
   SequenceOutput OutputOf(Sequence* s, const PendingRow& row, size_t logit, const StepResult& result);
   std::vector<SequenceOutput> Commit(const StepResult& result);
 

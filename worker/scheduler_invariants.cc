@@ -44,7 +44,7 @@ absl::Status Scheduler::Impl::CheckRunning(const Sequence& s) const {
         return Broken("sequence ", s.id, " has a row at ", row.first_position, " after one up to ", position);
       }
       position = row.first_position + row.num_tokens;
-      in_flight += row.samples ? 1 : 0;
+      in_flight += row.num_samples;
     }
   }
   if (position >= 0 && position != s.planned) {

@@ -17,12 +17,13 @@ uint64_t ChecksumOf(const PlanBlocks& table) {
 }
 
 absl::Status ErrorOf(const Sequence& s, const PendingRow& row, size_t logit, const StepResult& result) {
-  const int count = row.num_prompt_logits + (row.samples ? 1 : 0);
+  // Behind a first guess the row may not be what the sequence says.
+  const int count = row.num_prompt_logits + std::min(row.num_samples, 1);
   for (int i = 0; i < count; ++i) {
     if (result.ids[logit + i] >= 0) continue;
     const bool sampled = i == row.num_prompt_logits;
-    const int64_t position =
-        sampled ? row.first_position + row.num_tokens : row.first_prompt_logit + 1 + static_cast<int64_t>(i);
+    const int64_t position = sampled ? row.first_position + row.num_tokens - row.num_samples + 1
+                                     : row.first_prompt_logit + 1 + static_cast<int64_t>(i);
     return absl::InternalError(absl::StrCat(
         "request ", s.request.request, ": the logits for position ", position,
         " hold a NaN or +inf, or nothing above -inf",
@@ -130,6 +131,7 @@ int64_t Scheduler::Impl::ChunkOf(const Sequence& s, int64_t tokens_left, int64_t
 
 int32_t Scheduler::Impl::TokenAt(const Sequence& s, int64_t position, uint64_t this_step) const {
   if (position < s.num_known()) return s.known_token(position);
+  if (s.guesses_run) return s.guesses[position - s.num_known()];
   PHX_CHECK(position == s.num_known() && s.sampled_step + 1 == this_step,
             absl::StrCat("sequence ", s.id, " has no token at position ", position));
   return -1 - s.sampled_logit;
@@ -154,7 +156,7 @@ void Scheduler::Impl::AddRow(Sequence* s, int64_t count, PlannedStep* out, Pendi
     if (prompt_logits) {
       if (pending_row.num_prompt_logits++ == 0) pending_row.first_prompt_logit = position;
     } else {
-      pending_row.samples = true;
+      ++pending_row.num_samples;
       s->sampling->Fill(position + 1 - s->num_prompt(), s->request.generated, &sample);
       pending_row.bans = sample.banned[0] != nullptr || sample.banned[1] != nullptr;
       ++s->in_flight;
@@ -186,8 +188,49 @@ void Scheduler::Impl::Announce(StepPlan* plan) {
   plan->checksum = checksum;
 }
 
+bool Scheduler::Impl::Guess(int64_t tokens_left, int64_t logits_left) {
+  if (options.max_guesses == 0 || !prefilling.empty() ||
+      static_cast<int>(decoding.size()) > options.max_guessing) {
+    return true;
+  }
+  bool wait = false;
+  for (Decision& d : decoding) {
+    Sequence* s = d.sequence;
+    if (!s->may_guess()) continue;
+    const int64_t most = std::min<int64_t>({options.max_guesses, s->guess_record.length(), tokens_left,
+                                            logits_left, s->limit - s->num_generated() - s->in_flight - 1});
+    // Without a guess at work, the next token is guessed only to see whether it would have been right.
+    const bool ahead = s->in_flight > 0;
+    GuessNext(s->request.prompt, s->request.generated, ahead || !s->guess_record.pays() ? 1 : most,
+              &s->guesses);
+    if (s->guesses.empty() || !s->guess_record.pays() || most <= 0) continue;
+    if (ahead) {
+      wait = true;
+      continue;
+    }
+    // Guesses preempt nobody.
+    const int64_t end = s->planned + 1 + static_cast<int64_t>(s->guesses.size());
+    while (BlocksFor(end) > static_cast<int64_t>(s->blocks.size()) && kv.num_free() > 0) {
+      s->blocks.push_back(kv.Take());
+    }
+    const int64_t room = static_cast<int64_t>(s->blocks.size()) * options.block_size - s->planned - 1;
+    if (room <= 0) continue;
+    if (room < static_cast<int64_t>(s->guesses.size())) s->guesses.resize(room);
+    s->guesses_run = true;
+    const auto count = static_cast<int64_t>(s->guesses.size());
+    d.count += count;
+    tokens_left -= count;
+    logits_left -= count;
+    counters.drafted_tokens += static_cast<uint64_t>(count);
+  }
+  return !wait;
+}
+
 std::optional<PlannedStep> Scheduler::Impl::Plan() {
   PHX_CHECK(pending.size() <= 1, absl::StrCat(pending.size(), " steps are uncommitted"));
+  const bool guesses_run =
+      std::any_of(running.begin(), running.end(), [](const Sequence* s) { return s->guesses_run; });
+  if (guesses_run) return std::nullopt;
   AdmitQueued();
   const auto decodes = [](const Sequence& s) { return s.planned >= s.prefill; };
   const auto wants_token = [](const Sequence& s) { return s.num_generated() + s.in_flight < s.limit; };
@@ -221,6 +264,7 @@ std::optional<PlannedStep> Scheduler::Impl::Plan() {
     prefilling.push_back({s, count});
   }
   if (decoding.empty() && prefilling.empty()) return std::nullopt;
+  if (!Guess(tokens_left, logits_left)) return std::nullopt;
 
   PlannedStep out;
   out.plan.step = ++step;
@@ -245,7 +289,7 @@ std::vector<SequenceOutput> Scheduler::Impl::Commit(const StepResult& result) {
   size_t next_logit = 0;
   for (const PendingRow& row : record.rows) {
     const size_t logit = next_logit;
-    next_logit += row.num_prompt_logits + (row.samples ? 1 : 0);
+    next_logit += row.num_prompt_logits + row.num_samples;
     auto it = running_by_id.find(row.sequence);
     if (it == running_by_id.end()) continue;
     Sequence* s = it->second;
@@ -261,6 +305,39 @@ std::vector<SequenceOutput> Scheduler::Impl::Commit(const StepResult& result) {
     if (over) Forget(sequences.find(s->key()));
   }
   return outputs;
+}
+
+void Scheduler::Impl::TakeTokens(Sequence* s, const PendingRow& row, size_t logit, const StepResult& result,
+                                 SequenceOutput* out) {
+  if (!s->guesses.empty() && !s->guesses_run) {
+    s->guess_record.Observed(s->guesses[0] == result.ids[logit]);
+    s->guesses.clear();
+  }
+  s->in_flight -= row.num_samples;
+  const int num_guesses = row.num_samples - 1;
+  int accepted = 0;
+  for (int i = 0; i < row.num_samples; ++i) {
+    const int32_t id = result.ids[logit + i];
+    if (id < 0) break;  // its own row will say so
+    out->tokens.push_back(id);
+    if (s->request.logprobs >= 0) out->logprobs.push_back(result.logprobs[logit + i]);
+    s->request.generated.push_back(id);
+    s->sampling->Commit(id);
+    if (s->num_generated() > s->request.min_tokens &&
+        std::binary_search(s->request.stop_ids.begin(), s->request.stop_ids.end(), id)) {
+      out->finish = Finish::kStop;
+      out->stop_id = id;
+    }
+    const bool right = i < num_guesses && s->guesses[i] == id;
+    accepted += right ? 1 : 0;
+    if (!right || out->finish != Finish::kNone) break;
+  }
+  if (!s->guesses_run) return;
+  s->guess_record.Verified(num_guesses, accepted);
+  counters.accepted_tokens += static_cast<uint64_t>(accepted);
+  s->guesses.clear();
+  s->guesses_run = false;
+  s->planned = s->num_known() - 1;  // from there on it is written anew
 }
 
 SequenceOutput Scheduler::Impl::OutputOf(Sequence* s, const PendingRow& row, size_t logit,
@@ -280,19 +357,7 @@ SequenceOutput Scheduler::Impl::OutputOf(Sequence* s, const PendingRow& row, siz
     logit += row.num_prompt_logits;
     s->prompt_logits_from = row.first_prompt_logit + row.num_prompt_logits;
   }
-  if (row.samples) {
-    const int32_t id = result.ids[logit];
-    out.tokens.push_back(id);
-    if (s->request.logprobs >= 0) out.logprobs.push_back(result.logprobs[logit]);
-    s->request.generated.push_back(id);
-    s->sampling->Commit(id);
-    --s->in_flight;
-    if (s->num_generated() > s->request.min_tokens &&
-        std::binary_search(s->request.stop_ids.begin(), s->request.stop_ids.end(), id)) {
-      out.finish = Finish::kStop;
-      out.stop_id = id;
-    }
-  }
+  if (row.num_samples > 0) TakeTokens(s, row, logit, result, &out);
   const bool prefilled = row.first_position + row.num_tokens >= s->prefill;
   if (out.finish == Finish::kNone && prefilled && s->num_generated() >= s->limit)
     out.finish = Finish::kLength;

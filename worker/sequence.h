@@ -10,6 +10,7 @@
 #include "worker/kv_blocks.h"
 #include "worker/scheduler.h"
 #include "worker/sequence_sampling.h"
+#include "worker/speculation.h"
 
 namespace phalanx {
 
@@ -24,20 +25,23 @@ struct Sequence {
   bool admitted = false;           // once at least; a waiting one that was is preempted
   bool began = false;              // and in a plan
   int32_t cached_prompt_tokens = 0;
+  GuessRecord guess_record;
 
   // Of its present run; Restart resets it.
   uint32_t id = 0;                           // in plans; 0 while it waits
   int64_t prefill = 0;                       // positions known when it began to wait: prompt and generated
   std::optional<SequenceSampling> sampling;  // unless it waits
   std::vector<int32_t> blocks;
-  bool looked_up = false;     // in the prefix cache
-  size_t announced = 0;       // the first of `blocks`, which are in a plan
-  int64_t planned = 0;        // positions [0, planned) are in plans, or were found in the cache
-  int in_flight = 0;          // sampled tokens planned and not committed
-  uint64_t sampled_step = 0;  // the last step that samples for it,
-  int32_t sampled_logit = 0;  // and which logits row there
-  int64_t num_published = 0;  // the first of `blocks`, or equal ones, are in the cache
-  CachePlace published;       // behind these
+  bool looked_up = false;        // in the prefix cache
+  size_t announced = 0;          // the first of `blocks`, which are in a plan
+  int64_t planned = 0;           // positions [0, planned) are in plans, or were found in the cache
+  int in_flight = 0;             // sampled tokens planned and not committed
+  uint64_t sampled_step = 0;     // the last step that samples for it,
+  int32_t sampled_logit = 0;     // and which logits row there
+  int64_t num_published = 0;     // the first of `blocks`, or equal ones, are in the cache
+  CachePlace published;          // behind these
+  std::vector<int32_t> guesses;  // in its uncommitted row, or to be in the next; else not run,
+  bool guesses_run = false;
 
   SequenceKey key() const { return {request.source, request.request}; }
   int64_t num_prompt() const { return static_cast<int64_t>(request.prompt.size()); }
@@ -52,6 +56,8 @@ struct Sequence {
   bool wants_prompt_logits(int64_t position) const {
     return request.prompt_logprobs >= 0 && position >= prompt_logits_from && position + 1 < num_prompt();
   }
+  // Whether rows may sample at several positions: nothing in them depends on the tokens just before.
+  bool may_guess() const { return !request.sampling.has_penalties() && !request.thinking.has_value(); }
   bool samples(int64_t position) const { return position + 1 >= prefill && limit > 0; }
 
   void Restart() {
@@ -65,6 +71,8 @@ struct Sequence {
     in_flight = 0;
     num_published = 0;
     published = {};
+    guesses.clear();
+    guesses_run = false;
   }
 };
 

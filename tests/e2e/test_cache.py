@@ -106,3 +106,17 @@ def test_with_few_blocks_all_say_what_they_say_alone(own_cluster, random_model):
         assert one == other, f"request {i} says something else in company"
     cluster.wait_idle()
     wait_for(lambda: cluster.group().preemptions > 0, 10, lambda: f"preemptions: {cluster.group()}")
+
+
+def test_guesses_change_nothing(own_cluster, cluster, random_model):
+    """A text that repeats itself, on a worker that guesses and on one that does not."""
+    plain = own_cluster(workers=1, worker_flags=["--speculate", "off"])
+    plain.load(random_model)
+    for bias in [{10: 100}, {10: 60, 11: 60}]:
+        ask = request(prompt(40, 20), max_tokens=60)
+        ask["sampling"]["logit_bias"] = bias
+        assert content(cluster.client.generate(**ask)) == content(plain.client.generate(**ask))
+    wait_for(lambda: cluster.group().accepted_tokens > 0, 10, lambda: f"right guesses: {cluster.group()}")
+    assert cluster.group().drafted_tokens >= cluster.group().accepted_tokens
+    plain.wait_idle()
+    assert plain.group().drafted_tokens == 0

@@ -1,5 +1,5 @@
 // What the scheduler may do to a sequence changes no bit of its tokens and log-probabilities: a beginning
-// from the prefix cache, preemption, and any number of ranks.
+// from the prefix cache, preemption, guesses, and any number of ranks.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -30,7 +30,8 @@ void PrintTo(const Said& s, std::ostream* out) {
 // A scheduler and the ranks that run its plans.
 class Served {
  public:
-  Served(const Checkpoint& file, const std::string& rung, int num_ranks, int64_t num_blocks) {
+  Served(const Checkpoint& file, const std::string& rung, int num_ranks, int64_t num_blocks,
+         int max_guesses = 0) {
     TestGroupOptions o;
     o.num_ranks = num_ranks;
     o.ops = {.rung = rung, .compute = Compute::kFast, .num_threads = 1};
@@ -51,6 +52,8 @@ class Served {
     s.max_tokens_per_step = 64;
     s.max_logits_per_step = 32;
     s.max_sequences = 8;
+    s.max_guesses = max_guesses;
+    s.max_guessing = 8;
     scheduler_ = std::make_unique<Scheduler>(s);
   }
 
@@ -100,6 +103,12 @@ std::vector<SequenceRequest> Requests(int vocab, int num_rope_modes) {
     r.sampling.temperature = i % 2 == 0 ? 0.0f : 0.8f;
     r.sampling.seed = i;
     r.sampling.repetition_penalty = i % 3 == 1 ? 1.2f : 1.0f;
+    // One says the same again and again, one draws between two tokens: there is something to guess.
+    const auto only = [](std::vector<TokenBias> bias) {
+      return std::make_shared<const std::vector<TokenBias>>(std::move(bias));
+    };
+    if (i == 2) r.sampling.bias = only({{3, 100}});
+    if (i == 3) r.sampling.bias = only({{3, 60}, {4, 60}});
     r.logprobs = 0;
     r.prompt_logprobs = i == 5 ? 0 : -1;
     r.priority = static_cast<int32_t>(i % 2);
@@ -134,6 +143,10 @@ void ExpectInvariant(const Checkpoint& file, const std::string& rung) {
     EXPECT_EQ(tight.Run(requests), want);
     EXPECT_GT(tight.load().prefix_hit_tokens, 0u);
     EXPECT_EQ(tight.load().blocks_used, 0);
+    Served guessing(file, rung, ranks, 24, /*max_guesses=*/5);
+    EXPECT_EQ(guessing.Run(requests), want);
+    EXPECT_GT(guessing.load().accepted_tokens, 5u);
+    EXPECT_GT(guessing.load().drafted_tokens, guessing.load().accepted_tokens);
   }
 }
 

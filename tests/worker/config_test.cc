@@ -30,11 +30,27 @@ std::string Error(const std::vector<std::string>& args) {
 
 TEST(WorkerConfig, ReadsBothForms) {
   WorkerConfig config;
-  const ParsedFlags flags =
-      Parse({"--coordinator", "a:1", "--coordinator=[::1]:2", "--id", "w0", "--host-id=h", "--threads", "3",
-             "--rung=reference", "--kv-fraction", "0.25", "--kv-bytes=1048576", "--listen", "127.0.0.1:0",
-             "--max-tokens-per-step=64", "--max-sequences", "8", "--log-level=debug"},
-            &config);
+  const ParsedFlags flags = Parse({"--coordinator",
+                                   "a:1",
+                                   "--coordinator=[::1]:2",
+                                   "--id",
+                                   "w0",
+                                   "--host-id=h",
+                                   "--threads",
+                                   "3",
+                                   "--rung=reference",
+                                   "--kv-fraction",
+                                   "0.25",
+                                   "--kv-bytes=1048576",
+                                   "--listen",
+                                   "127.0.0.1:0",
+                                   "--max-tokens-per-step=64",
+                                   "--max-sequences",
+                                   "8",
+                                   "--speculate=off",
+                                   "--max-guesses=3",
+                                   "--log-level=debug"},
+                                  &config);
   ASSERT_FALSE(flags.exit) << flags.output;
   EXPECT_THAT(config.coordinators, ElementsAre("a:1", "[::1]:2"));
   EXPECT_EQ(config.id, "w0");
@@ -45,6 +61,8 @@ TEST(WorkerConfig, ReadsBothForms) {
   EXPECT_EQ(config.kv_bytes, 1 << 20);
   EXPECT_EQ(config.max_tokens_per_step, 64);
   EXPECT_EQ(config.max_sequences, 8);
+  EXPECT_EQ(config.speculate, "off");
+  EXPECT_EQ(config.max_guesses, 3);
   EXPECT_TRUE(config.ListensOnLoopback());
 }
 
@@ -74,6 +92,8 @@ TEST(WorkerConfig, ErrorsNameTheFlagAndTheValue) {
   EXPECT_THAT(Error({good, "--kv-fraction=nan"}), HasSubstr("--kv-fraction"));
   EXPECT_THAT(Error({good, "--kv-bytes=-1"}), HasSubstr("--kv-bytes is -1"));
   EXPECT_THAT(Error({good, "--max-sequences=0"}), HasSubstr("--max-sequences is 0"));
+  EXPECT_THAT(Error({good, "--speculate=on"}), HasSubstr("--speculate is 'on'; it must be one of auto, off"));
+  EXPECT_THAT(Error({good, "--max-guesses=65"}), HasSubstr("--max-guesses is 65; it must be 1 to 64"));
   EXPECT_THAT(Error({good, "--max-sequences=9", "--max-tokens-per-step=8"}),
               HasSubstr("--max-sequences is 9"));
   EXPECT_THAT(Error({good, "--log-level=loud"}), HasSubstr("'loud'"));
@@ -93,9 +113,9 @@ TEST(WorkerConfig, HelpAndVersionExitWithoutError) {
   EXPECT_TRUE(flags.exit);
   EXPECT_EQ(flags.exit_code, 0);
   const std::string& help = flags.output;
-  for (const char* flag :
-       {"--coordinator", "--listen", "--advertise", "--id", "--host-id", "--threads", "--rung",
-        "--kv-fraction", "--kv-bytes", "--max-tokens-per-step", "--max-sequences", "--log-level"}) {
+  for (const char* flag : {"--coordinator", "--listen", "--advertise", "--id", "--host-id", "--threads",
+                           "--rung", "--kv-fraction", "--kv-bytes", "--max-tokens-per-step",
+                           "--max-sequences", "--speculate", "--max-guesses", "--log-level"}) {
     EXPECT_THAT(help, HasSubstr(flag));
   }
 }

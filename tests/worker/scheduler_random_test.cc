@@ -35,6 +35,7 @@ class RandomRun {
     options_.max_logits_per_step = Draw(2, 12);
     options_.max_sequences = Draw(1, std::min(options_.max_tokens_per_step, options_.max_logits_per_step));
     options_.max_queued = Draw(0, 12);
+    options_.max_guesses = std::max(0, Draw(-4, 6));
     scheduler_ = std::make_unique<Scheduler>(options_);
     runner_ = std::make_unique<FakeRunner>(options_);
   }
@@ -103,6 +104,7 @@ class RandomRun {
     r.min_tokens = std::max(0, Draw(-8, r.max_tokens));
     if (Draw(0, 2) == 0) r.sampling.presence_penalty = 1;
     if (Draw(0, 3) == 0) r.sampling.repetition_penalty = 1.5f;
+    if (Draw(0, 2) == 0) r.sampling.top_k = 3;
     r.logprobs = Draw(-1, 2);
     r.prompt_logprobs = Draw(-3, 1);
     if (r.prompt_logprobs < -1) r.prompt_logprobs = -1;
@@ -227,7 +229,7 @@ TEST(Scheduler, RandomRunsSayWhatEachSequenceSaysAlone) {
   const uint64_t first = chosen != nullptr ? std::strtoull(chosen, nullptr, 10) : 1;
   const uint64_t count = chosen != nullptr ? 1 : 200;
   int64_t finished = 0;
-  uint64_t hits = 0, preemptions = 0;
+  uint64_t hits = 0, preemptions = 0, drafted = 0, accepted = 0;
   for (uint64_t seed = first; seed < first + count; ++seed) {
     SCOPED_TRACE(absl::StrCat("replay with PHALANX_TEST_SEED=", seed));
     RandomRun run(seed);
@@ -236,13 +238,18 @@ TEST(Scheduler, RandomRunsSayWhatEachSequenceSaysAlone) {
     finished += run.finished();
     hits += run.load().prefix_hit_tokens;
     preemptions += run.load().preemptions;
+    drafted += run.load().drafted_tokens;
+    accepted += run.load().accepted_tokens;
   }
-  std::printf("%lld sequences ran to their end; %llu tokens from the cache, %llu preemptions\n",
-              static_cast<long long>(finished), static_cast<unsigned long long>(hits),
-              static_cast<unsigned long long>(preemptions));
+  std::printf("%s\n",
+              absl::StrCat(finished, " sequences ran to their end; ", hits, " tokens from the cache, ",
+                           preemptions, " preemptions, ", accepted, " of ", drafted, " guesses right")
+                  .c_str());
   if (chosen == nullptr) {
     EXPECT_GT(hits, 1000u);
     EXPECT_GT(preemptions, 200u);
+    EXPECT_GT(accepted, 100u);
+    EXPECT_GT(drafted, accepted + 100);
   }
   EXPECT_GT(finished, chosen != nullptr ? 0 : 1000);
 }

@@ -2,6 +2,8 @@
 // answered. PHALANX_REWRITE=1 writes the answers anew; the diff is what gets reviewed.
 #include "worker/scheduler.h"
 
+#include "worker/speculation.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -84,6 +86,9 @@ class Transcript {
               ? ""
               : absl::StrCat(" hits ", load.prefix_hit_tokens, "/", load.prefix_query_tokens),
           load.preemptions == 0 ? "" : absl::StrCat(" preemptions ", load.preemptions),
+          load.drafted_tokens == 0
+              ? ""
+              : absl::StrCat(" accepted ", load.accepted_tokens, "/", load.drafted_tokens),
           scheduler_->idle() ? " idle" : "");
     } else {
       Say("unknown command");
@@ -122,6 +127,8 @@ class Transcript {
         o.max_sequences = value;
       else if (kv.first == "logits")
         o.max_logits_per_step = value;
+      else if (kv.first == "guesses")
+        o.max_guesses = value;
       else if (kv.first == "queued")
         o.max_queued = value;
       else
@@ -306,6 +313,44 @@ TEST(SchedulerOptions, ValidateNamesTheOption) {
   bad.max_queued = -1;
   EXPECT_THAT(std::string(bad.Validate().message()), HasSubstr("max_queued is -1"));
   EXPECT_DEATH(Scheduler{bad}, "max_queued is -1");
+}
+
+TEST(GuessNext, TakesWhatFollowedTheLongestMatch) {
+  std::vector<int32_t> guess = {99};
+  GuessNext({1, 2, 3, 4, 5}, {}, 4, &guess);
+  EXPECT_THAT(guess, ::testing::IsEmpty());
+  // One token alone is no match.
+  GuessNext({1, 2, 3, 4}, {2}, 4, &guess);
+  EXPECT_THAT(guess, ::testing::IsEmpty());
+  GuessNext({1, 2, 3, 4, 5}, {1, 2}, 2, &guess);
+  EXPECT_THAT(guess, ::testing::ElementsAre(3, 4));
+  // The latest of two equal ones; the longer one of two.
+  GuessNext({1, 2, 3, 1, 2, 4}, {1, 2}, 1, &guess);
+  EXPECT_THAT(guess, ::testing::ElementsAre(4));
+  GuessNext({9, 1, 2, 3, 1, 2, 4}, {9, 1, 2}, 1, &guess);
+  EXPECT_THAT(guess, ::testing::ElementsAre(3));
+  // A loop goes on.
+  GuessNext({7, 8}, {7, 8, 7, 8}, 5, &guess);
+  EXPECT_THAT(guess, ::testing::ElementsAre(7, 8, 7, 8, 7));
+  GuessNext({5, 5, 5}, {}, 2, &guess);
+  EXPECT_THAT(guess, ::testing::ElementsAre(5, 5));
+  GuessNext({5}, {5}, 2, &guess);
+  EXPECT_THAT(guess, ::testing::IsEmpty());
+}
+
+TEST(GuessRecord, GoesOnWhileHalfAreRight) {
+  GuessRecord record;
+  EXPECT_TRUE(record.pays());
+  EXPECT_EQ(record.length(), 3);
+  record.Verified(3, 3);
+  EXPECT_EQ(record.length(), 6);
+  record.Verified(6, 1);
+  EXPECT_EQ(record.length(), 2);
+  EXPECT_TRUE(record.pays());
+  record.Verified(2, 0);
+  EXPECT_FALSE(record.pays());
+  for (int i = 0; i < 2; ++i) record.Observed(true);
+  EXPECT_TRUE(record.pays());
 }
 
 TEST(CheckResult, NamesTheRow) {

@@ -80,7 +80,7 @@ TEST(BlockTables, SeveralTablesMayHaveABlockAtOneIndex) {
   BlockTables tables(5);
   StepPlan plan;
   plan.blocks = {{1, 0, {4, 2}}, {2, 0, {4, 3}}, {7, 0, {4, 2, 0}}};
-  plan.checksum = Sum(plan.blocks);
+  plan.checksum = Sum({{1, 0, {4, 2}}, {2, 0, {4, 3}}, {7, 0, {4, 2, 0}}});
   ASSERT_TRUE(tables.Apply(plan).ok());
   EXPECT_EQ(tables.holders(4), 3);
   EXPECT_EQ(tables.holders(2), 2);
