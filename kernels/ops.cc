@@ -27,6 +27,11 @@ absl::Status Ops::GatedMatmul(const GatedMatmulParams& p) {
   return SwiGlu({.gate_up = p.gate_up, .y = p.y});
 }
 
+absl::Status Ops::GatedShardedMatmul(const GatedShardedMatmulParams& p) {
+  PHX_RETURN_IF_ERROR(GatedMatmul({.x = p.x, .weight = p.gate_up, .gate_up = p.gated_from, .y = p.gated}));
+  return ShardedMatmul({.x = p.gated, .weight = p.down, .sums = p.sums, .tree_stride = p.tree_stride});
+}
+
 absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const OpsOptions& options) {
   constexpr int kMaxThreads = 1024;
   if (options.num_threads < 1 || options.num_threads > kMaxThreads) {

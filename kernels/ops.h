@@ -224,6 +224,17 @@ struct GatedMatmulParams {
   Matrix y;                              // [T, F]
 };
 
+// GatedMatmul of gate_up, then ShardedMatmul of `down` with its result.
+struct GatedShardedMatmulParams {
+  Matrix x;                               // [T, K]
+  const PackedWeight* gate_up = nullptr;  // not K-sharded, N = 2F
+  const PackedWeight* down = nullptr;     // K-sharded, of F columns
+  Matrix gated_from;                      // [T, 2F] scratch,
+  Matrix gated;                           // [T, F] and another: what they hold afterwards is not said
+  float* sums = nullptr;                  // as in ShardedMatmulParams
+  int64_t tree_stride = 0;
+};
+
 // ---- Attention ----------------------------------------------------------------------------------
 
 // cos and sin of one RoPE mode for positions [0, num_positions), made once from a RopeConfig.
@@ -411,6 +422,7 @@ class Ops {
   virtual absl::Status SwiGlu(const SwiGluParams& params) = 0;
   // The same bits as the two calls, which it makes unless a backend has better.
   virtual absl::Status GatedMatmul(const GatedMatmulParams& params);
+  virtual absl::Status GatedShardedMatmul(const GatedShardedMatmulParams& params);
   virtual absl::Status RopeStoreKv(const RopeStoreKvParams& params) = 0;
   virtual absl::Status Attention(const AttentionParams& params) = 0;
   virtual absl::Status Route(const RouteParams& params) = 0;

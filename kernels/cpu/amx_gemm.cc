@@ -273,15 +273,23 @@ inline void StoreSquare(float* to, int64_t stride) {
   if (kTwoRows && kTwoPanels) _tile_stored(3, c + kTileRows * stride + 64, stride);
 }
 
-void SiluTimes(const Square& square, int rows, int cols, float* out, int64_t stride) {
-  const __m512 one = _mm512_set1_ps(1.0f);
-  const __mmask16 mask = FirstLanes(cols);
+// silu(gate) * up of a row of a square, by the operations of Avx2SwiGlu, bit for bit.
+inline __m512 Gated(const float (&row)[2 * kPanel]) {
+  const __m512 g = _mm512_load_ps(row);
+  const __m512 e = Exp16(_mm512_xor_ps(g, _mm512_set1_ps(-0.0f)));
+  const __m512 silu = _mm512_div_ps(g, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
+  return _mm512_mul_ps(silu, _mm512_load_ps(row + kPanel));
+}
+
+// Of whole tiles of rows.
+void PackGated(const TreeProductParams& p, const Square& square, int rows, int first_row, int panel) {
+  const int64_t at = static_cast<int64_t>(panel) * kPanel;
+  auto* out = static_cast<uint16_t*>(p.packed_out) + first_row * p.packed_depth + at / kTileK * kWeightTile +
+              at % kTileK;
   for (int i = 0; i < rows; ++i) {
-    // The operations of Avx2SwiGlu, bit for bit.
-    const __m512 g = _mm512_load_ps(square[i]);
-    const __m512 e = Exp16(_mm512_xor_ps(g, _mm512_set1_ps(-0.0f)));
-    const __m512 silu = _mm512_div_ps(g, _mm512_add_ps(one, e));
-    _mm512_mask_storeu_ps(out + i * stride, mask, _mm512_mul_ps(silu, _mm512_load_ps(square[i] + kPanel)));
+    const __m256bh rounded = _mm512_cvtneps_pbh(Gated(square[i]));
+    memcpy(out + i / kTileRows * kTileRows * p.packed_depth + i % kTileRows * kTileK, &rounded,
+           sizeof(rounded));
   }
 }
 
@@ -336,8 +344,11 @@ void SquareProduct(const TreeProductParams& p, int first_row, int panel, const A
       }
       StoreSquare<kTwoRows, kTwoPanels>(stack[0][0], sizeof(stack[0][0]));
       if (p.gate_panels > 0) {
-        const int64_t left = p.n / 2 - first_col;
-        SiluTimes(stack[0], num_rows, static_cast<int>(left < kPanel ? left : kPanel), out, p.out_stride);
+        if (p.packed_out != nullptr) {
+          PackGated(p, stack[0], kTwoRows ? kSquare : kTileRows, first_row, panel);
+          continue;
+        }
+        for (int r = 0; r < num_rows; ++r) _mm512_storeu_ps(out + r * p.out_stride, Gated(stack[0][r]));
       } else if (p.bias == nullptr) {
         WriteSquare<kTwoPanels>(stack[0], num_rows, cols, out, p.out_stride,
                                 [](__m512 x, int, int) { return x; });

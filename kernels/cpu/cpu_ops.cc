@@ -142,6 +142,26 @@ absl::Status CpuOps::GatedMatmul(const GatedMatmulParams& p) {
   return gemm_.GatedMatmul(p.x, *weight, p.y);
 }
 
+absl::Status CpuOps::GatedShardedMatmul(const GatedShardedMatmulParams& p) {
+  const auto* gate_up = dynamic_cast<const CpuWeight*>(p.gate_up);
+  const auto* down = dynamic_cast<const CpuWeight*>(p.down);
+  if (gate_up == nullptr || down == nullptr || &gate_up->kernels() != &kernels_ ||
+      &down->kernels() != &kernels_ || !CpuGemm::CanGate(*gate_up, *down, p.x.rows)) {
+    return Ops::GatedShardedMatmul(p);
+  }
+  MatmulParams product;
+  product.x = p.x;
+  product.weight = p.gate_up;
+  product.y = p.gated_from;
+  const ShardedMatmulParams sharded = {
+      .x = p.gated, .weight = p.down, .sums = p.sums, .tree_stride = p.tree_stride};
+  PHX_RETURN_IF_ERROR(Validate(product));
+  PHX_RETURN_IF_ERROR(Validate(SwiGluParams{.gate_up = p.gated_from, .y = p.gated}));
+  PHX_RETURN_IF_ERROR(Validate(sharded));
+  return gemm_.GatedShardedMatmul(p.x, *gate_up, *down, p.sums,
+                                  p.tree_stride == 0 ? p.x.rows * down->n() : p.tree_stride);
+}
+
 absl::Status CpuOps::RopeStoreKv(const RopeStoreKvParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
   PHX_RETURN_IF_ERROR(CheckHostContents(p));

@@ -30,6 +30,7 @@ class CpuOps : public ReferenceOps {
   absl::Status ShardedMatmul(const ShardedMatmulParams& params) override;
   absl::Status SwiGlu(const SwiGluParams& params) override;
   absl::Status GatedMatmul(const GatedMatmulParams& params) override;
+  absl::Status GatedShardedMatmul(const GatedShardedMatmulParams& params) override;
   absl::Status RopeStoreKv(const RopeStoreKvParams& params) override;
   absl::Status Attention(const AttentionParams& params) override;
   absl::Status Route(const RouteParams& params) override;

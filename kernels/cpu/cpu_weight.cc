@@ -102,6 +102,32 @@ absl::Status CpuGemm::GatedMatmul(const Matrix& x, const CpuWeight& weight, cons
   return Run(x, weight, {static_cast<float*>(y.data), y.stride, 0, nullptr, true});
 }
 
+bool CpuGemm::CanGate(const CpuWeight& gate_up, const CpuWeight& down, int64_t rows) {
+  if (!CanGate(gate_up, rows) || !UsesTree(down, rows)) return false;
+  // Without padding packed k lie as columns do.
+  const int unit = down.kernels().k_unit;
+  return std::all_of(down.segments().begin(), down.segments().end(),
+                     [unit](const CpuWeight::Segment& s) { return s.depth % unit == 0; });
+}
+
+absl::Status CpuGemm::GatedShardedMatmul(const Matrix& x, const CpuWeight& gate_up, const CpuWeight& down,
+                                         float* sums, int64_t tree_stride) {
+  const int64_t rows = RoundUp(x.rows, down.kernels().max_tile_rows);
+  PHX_ASSIGN_OR_RETURN(void* const packed,
+                       gated_rows_.Get(rows * down.row_depth() * down.kernels().row_bytes + 64));
+  PHX_RETURN_IF_ERROR(Run(x, gate_up,
+                          {.out = nullptr,
+                           .stride = 0,
+                           .tree_stride = 0,
+                           .bias = nullptr,
+                           .gated = true,
+                           .packed = packed,
+                           .packed_depth = down.row_depth()}));
+  RunTree(static_cast<const char*>(packed), static_cast<int>(x.rows), down,
+          {.out = sums, .stride = down.n(), .tree_stride = tree_stride, .bias = nullptr});
+  return absl::OkStatus();
+}
+
 void CpuGemm::RunTree(const char* packed_rows, int num_rows, const CpuWeight& weight,
                       const ProductOutput& output) {
   const GemmKernels& kernels = weight.kernels();
@@ -148,6 +174,12 @@ void CpuGemm::RunTree(const char* packed_rows, int num_rows, const CpuWeight& we
     p.out_stride = output.stride;
     p.tree_stride = output.tree_stride;
     p.gate_panels = output.gated ? panels : 0;
+    p.packed_out = nullptr;
+    p.packed_depth = 0;
+    if (output.packed != nullptr) {
+      p.packed_depth = output.packed_depth;
+      p.packed_out = static_cast<char*>(output.packed) + row * p.packed_depth * kernels.row_bytes;
+    }
     kernels.begin_task(kernels.max_tile_rows);
     kernels.tree_product(p);
     kernels.end_task();

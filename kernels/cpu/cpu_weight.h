@@ -74,6 +74,11 @@ class CpuGemm {
   static bool CanGate(const CpuWeight& weight, int64_t rows);
   // y = silu(g) * u of the halves g | u of x W^T.
   absl::Status GatedMatmul(const Matrix& x, const CpuWeight& weight, const Matrix& y);
+  // Whether GatedShardedMatmul takes so many rows of these weights.
+  static bool CanGate(const CpuWeight& gate_up, const CpuWeight& down, int64_t rows);
+  // ShardedMatmul of `down` with what GatedMatmul of `gate_up` would make.
+  absl::Status GatedShardedMatmul(const Matrix& x, const CpuWeight& gate_up, const CpuWeight& down,
+                                  float* sums, int64_t tree_stride);
 
  private:
   // By the kernels' tree_product; rows are packed.
@@ -82,7 +87,7 @@ class CpuGemm {
 
   ThreadPool& pool_;
   QuantGemm quant_;
-  Scratch rows_;
+  Scratch rows_, gated_rows_;
   std::vector<Scratch> sums_;  // of each thread
 };
 

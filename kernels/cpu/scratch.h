@@ -26,6 +26,9 @@ struct ProductOutput {
   int64_t tree_stride;
   const float* bias;   // may be null
   bool gated = false;  // silu(g) * u of the halves g | u; not of quantised weights
+  // With gated: not to `out` but as packed rows of packed_depth k for another product. May be null.
+  void* packed = nullptr;
+  int64_t packed_depth = 0;
 };
 
 // The sum of a subtree's `count` shards at `stack`: product(i, sum) makes that of shard i, matrices of `size`

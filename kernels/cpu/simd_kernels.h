@@ -60,6 +60,10 @@ struct TreeProductParams {
   // Above 0: panels [0, gate_panels) are gates, as many behind them what is gated. One segment, no bias;
   // first_panel and num_panels are of gates. Outputs are silu(gate) * up.
   int gate_panels;
+  // Not null: what is gated goes here instead, as packed rows of packed_depth k for another product. Rows
+  // that fill the last tile are written too.
+  void* packed_out;
+  int64_t packed_depth;
 };
 
 enum class PanelFormat { kF32, kBf16, kAmxBf16 };

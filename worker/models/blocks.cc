@@ -11,8 +11,7 @@ namespace phalanx {
 
 absl::Status ReducedMatmul(Ops* ops, Collective* collective, Matrix x, const PackedWeight& weight,
                            Workspace* workspace) {
-  const int64_t count = x.rows * weight.n();
-  PHX_ASSIGN_OR_RETURN(float* const sums, collective->SumsBuffer(count));
+  PHX_ASSIGN_OR_RETURN(float* const sums, workspace->Sums(collective, 1));
   PHX_RETURN_IF_ERROR(ops->ShardedMatmul({.x = x, .weight = &weight, .sums = sums}));
   return workspace->Reduce(collective, 1);
 }
@@ -49,6 +48,7 @@ absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Create(const ModelContext&
   auto workspace = std::unique_ptr<Workspace>(new Workspace());
   workspace->hidden_size_ = config.hidden_size;
   workspace->element_bytes_ = element;
+  workspace->alone_ = context.plan->ranks.size() == 1 && SubtreesOf(0, context.plan->num_shards).size() == 1;
   const auto allocate = [&](int64_t cols, int64_t element_bytes,
                             std::unique_ptr<Buffer>* buffer) -> absl::Status {
     PHX_ASSIGN_OR_RETURN(
@@ -99,8 +99,14 @@ int64_t Workspace::bytes() const {
   return bytes;
 }
 
+absl::StatusOr<float*> Workspace::Sums(Collective* collective, int products) {
+  if (alone_) return reduced();
+  return collective->SumsBuffer(products * num_tokens_ * hidden_size_);
+}
+
 absl::Status Workspace::Reduce(Collective* collective, int products) {
   num_reduced_ = products;
+  if (alone_) return absl::OkStatus();
   return collective->TreeAllReduce(products * num_tokens_ * hidden_size_, reduced());
 }
 
@@ -223,8 +229,7 @@ absl::StatusOr<TpMlp> TpMlp::Create(const ModelContext& context, const Tensors& 
 }
 
 absl::Status TpMlp::Forward(Workspace* workspace) const {
-  PHX_ASSIGN_OR_RETURN(float* const sums,
-                       collective_->SumsBuffer(workspace->num_tokens() * workspace->hidden_size_));
+  PHX_ASSIGN_OR_RETURN(float* const sums, workspace->Sums(collective_, 1));
   PHX_RETURN_IF_ERROR(ForwardSums(workspace, sums, 0));
   return workspace->Reduce(collective_, 1);
 }
@@ -233,8 +238,13 @@ absl::Status TpMlp::ForwardSums(Workspace* workspace, float* sums, int64_t tree_
   const Matrix y = workspace->View(workspace->narrow_, down_->k());
   if (gate_up_ != nullptr) {
     const Matrix gate_up = workspace->View(workspace->wide_, gate_up_->n());
-    PHX_RETURN_IF_ERROR(
-        ops_->GatedMatmul({.x = workspace->normed(), .weight = gate_up_.get(), .gate_up = gate_up, .y = y}));
+    return ops_->GatedShardedMatmul({.x = workspace->normed(),
+                                     .gate_up = gate_up_.get(),
+                                     .down = down_.get(),
+                                     .gated_from = gate_up,
+                                     .gated = y,
+                                     .sums = sums,
+                                     .tree_stride = tree_stride});
   }
   return ops_->ShardedMatmul({.x = y, .weight = down_.get(), .sums = sums, .tree_stride = tree_stride});
 }

@@ -33,6 +33,8 @@ class Workspace {
   Matrix Columns(const Matrix& of, int64_t begin, int64_t cols) const {
     return {static_cast<char*>(of.data) + begin * element_bytes_, of.rows, cols, of.stride};
   }
+  // Where a block writes its rank's sums for Reduce: `products` matrices [T, hidden] fp32.
+  absl::StatusOr<float*> Sums(Collective* collective, int products);
   // The last block's output, summed over all ranks: `products` matrices [T, hidden] fp32 that lie side by
   // side in the ranks' sums. The next norm adds their sum to the residual.
   absl::Status Reduce(Collective* collective, int products);
@@ -57,6 +59,7 @@ class Workspace {
   int64_t element_bytes_ = 0;
   int64_t num_tokens_ = 0;
   int num_reduced_ = 0;  // products that wait in reduced_
+  bool alone_ = false;   // this rank's sums are one tree's: nothing is to be exchanged
   std::unique_ptr<Buffer> residual_, normed_, reduced_;
   // Inside a block: wide is q | k | v or gate | up, narrow the attention's output or the gated product. With
   // MLA wide is the queries in the latent space, narrow the queries before that; with experts both have a row

@@ -66,7 +66,7 @@ absl::Status TpMoe::Forward(Workspace* workspace) const {
   const int64_t hidden = workspace->hidden_size_;
   const int products = shared_ ? 2 : 1;
   const int64_t tree_stride = products * num_tokens * hidden;
-  PHX_ASSIGN_OR_RETURN(float* const sums, collective_->SumsBuffer(tree_stride));
+  PHX_ASSIGN_OR_RETURN(float* const sums, workspace->Sums(collective_, products));
 
   GroupedMatmulParams grouped;
   grouped.ids = static_cast<const int32_t*>(workspace->expert_ids_->data());
