@@ -205,14 +205,16 @@ class Phalanx:
     def _stub(self):
         sys.path.insert(0, str(ROOT / "tests" / "e2e"))
         from reflection_client import Client  # needs grpcio: tests/e2e/requirements.txt
-        return Client(self.address)
+        return contextlib.closing(Client(self.address))
 
     def tokenize(self, text):
-        return list(self._stub().call("phalanx.v1.Inference/Tokenize", {"text": text}).ids)
+        with self._stub() as stub:
+            return list(stub.call("phalanx.v1.Inference/Tokenize", {"text": text}).ids)
 
     def top(self, ids, count):
-        answer = self._stub().generate(tokens={"ids": ids}, prompt_logprobs=count,
-                                       sampling={"max_tokens": 0, "temperature": 0})
+        with self._stub() as stub:
+            answer = stub.generate(tokens={"ids": ids}, prompt_logprobs=count,
+                                   sampling={"max_tokens": 0, "temperature": 0})
         if answer.error:
             raise RuntimeError(answer.details)
         positions = [p for part in answer.prompt_logprobs for p in part.positions]
