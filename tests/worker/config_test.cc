@@ -86,7 +86,7 @@ TEST(WorkerConfig, ErrorsNameTheFlagAndTheValue) {
   EXPECT_THAT(Error({good, "--threads=two"}), HasSubstr("two"));
   EXPECT_THAT(Error({good, "--threads=-1"}), HasSubstr("--threads is -1"));
   EXPECT_THAT(Error({good, "--threads=99999999999999999999"}), HasSubstr("--threads"));
-  EXPECT_THAT(Error({good, "--rung=sse"}), HasSubstr("auto, reference, avx2, amx"));
+  EXPECT_THAT(Error({good, "--rung=sse"}), HasSubstr("auto, reference, avx2, avx512, amx"));
   EXPECT_THAT(Error({good, "--kv-fraction=0"}), HasSubstr("--kv-fraction is 0"));
   EXPECT_THAT(Error({good, "--kv-fraction=1.5"}), HasSubstr("1.5"));
   EXPECT_THAT(Error({good, "--kv-fraction=nan"}), HasSubstr("--kv-fraction"));
