@@ -138,6 +138,8 @@ def test_status_text(cluster):
 
 
 def test_status_json(cluster):
+    # The worker's memory comes with its next heartbeat.
+    wait_for(lambda: cluster.client.status().workers[0].memory_bytes, 10, "the memory of w0")
     status = json.loads(cluster.phalanx("status", "--json").stdout)
     assert status["models"][0]["spec"]["name"] == "script"
     assert status["groups"][0]["state"] == "GROUP_STATE_READY"
