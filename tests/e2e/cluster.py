@@ -90,6 +90,8 @@ class Cluster:
         self.folder, self.processes, self._client = folder, [], None
         self.worker_flags = list(worker_flags)
         self.coordinator_flags = list(coordinator_flags)
+        if "--max-unsent" not in self.coordinator_flags:  # tests leave streams unread while they look elsewhere
+            self.coordinator_flags += ["--max-unsent", "1000000"]
         self.workers = {}
         self.address = f"127.0.0.1:{free_port()}"
         self.shared_memory = self._shared_memory()

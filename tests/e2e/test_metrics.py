@@ -14,7 +14,7 @@ from cluster import free_port
 from reflection_client import wait_for
 
 SHORT = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
-ENDLESS = {"temperature": 1, "max_tokens": 20000, "ignore_eos": True}
+ENDLESS = {"temperature": 1, "max_tokens": 60000, "ignore_eos": True}
 GRPC_STATUS_DETAILS = "grpc-status-details-bin"
 
 
