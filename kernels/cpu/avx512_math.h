@@ -26,7 +26,10 @@ inline __m512 Exp16(__m512 x) {
   return _mm512_maskz_mul_ps(static_cast<__mmask16>(~zero), p, _mm512_castsi512_ps(e));
 }
 
-inline __mmask16 FirstLanes(int n) { return n >= 16 ? 0xffff : static_cast<__mmask16>((1u << n) - 1); }
+// The first n of 16; none for n < 0.
+inline __mmask16 FirstLanes(int n) {
+  return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
+}
 
 }  // namespace
 }  // namespace phalanx
