@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernels/ops.h"
+#include "tests/kernels/tested_rungs.h"
 
 namespace phalanx {
 
@@ -255,7 +256,7 @@ inline void PrintTo(const RungCase& c, std::ostream* os) {
 
 inline std::vector<RungCase> RungCases() {
   std::vector<RungCase> cases;
-  for (const std::string& rung : AvailableRungs()) {
+  for (const std::string& rung : TestedRungs()) {
     for (const Compute compute : {Compute::kFp32, Compute::kFast}) cases.push_back({rung, compute});
   }
   return cases;

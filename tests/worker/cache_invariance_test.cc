@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "tests/kernels/tested_rungs.h"
 #include "tests/worker/test_group.h"
 #include "tests/worker/tiny_classes.h"
 #include "tests/worker/tiny_model.h"
@@ -156,7 +157,7 @@ TEST_P(CacheInvariance, OfLlama) { ExpectInvariant(*OpenTinyModel(TinyModelOptio
 
 TEST_P(CacheInvariance, OfDeepseek) { ExpectInvariant(*TinyDeepseek({}), GetParam()); }
 
-INSTANTIATE_TEST_SUITE_P(Rungs, CacheInvariance, testing::ValuesIn(AvailableRungs()),
+INSTANTIATE_TEST_SUITE_P(Rungs, CacheInvariance, testing::ValuesIn(TestedRungs()),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

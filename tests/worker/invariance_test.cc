@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/kernels/tested_rungs.h"
 #include "tests/worker/forwarding_ops.h"
 #include "tests/worker/test_group.h"
 #include "tests/worker/tiny_classes.h"
@@ -234,11 +235,7 @@ void PrintTo(const Backend& backend, std::ostream* out) { *out << backend.name()
 
 std::vector<Backend> Backends() {
   std::vector<Backend> backends;
-  for (const std::string& rung : AvailableRungs()) {
-#ifdef __SANITIZE_THREAD__
-    // Minutes for the plain loops, which have no threads of their own.
-    if (rung == "reference" && AvailableRungs().size() > 1) continue;
-#endif
+  for (const std::string& rung : TestedRungs()) {
     for (const Compute compute : {Compute::kFp32, Compute::kFast}) backends.push_back({rung, compute});
   }
   return backends;

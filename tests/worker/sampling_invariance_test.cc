@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "base/reasoning.h"
+#include "tests/kernels/tested_rungs.h"
 #include "tests/worker/forwarding_ops.h"
 #include "tests/worker/scheduler_driver.h"
 #include "tests/worker/test_group.h"
@@ -151,7 +152,7 @@ TEST_P(SamplingInvariance, ANanFailsItsSequenceAlone) {
   EXPECT_EQ(got, want);
 }
 
-INSTANTIATE_TEST_SUITE_P(Rungs, SamplingInvariance, testing::ValuesIn(AvailableRungs()),
+INSTANTIATE_TEST_SUITE_P(Rungs, SamplingInvariance, testing::ValuesIn(TestedRungs()),
                          [](const auto& info) { return info.param; });
 
 }  // namespace
