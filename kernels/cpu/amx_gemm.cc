@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels/cpu/amx_tiles.h"
 #include "kernels/cpu/avx2_math.h"
 #include "kernels/cpu/avx512_math.h"
 #include "kernels/cpu/simd_kernels.h"
@@ -17,28 +18,8 @@ constexpr int kTileRows = 16;
 constexpr int kTileK = 32;
 constexpr int64_t kWeightTile = kTileK * kPanel;  // elements
 
-// source: Intel SDM, LDTILECFG
-struct alignas(64) TileConfig {
-  uint8_t palette;
-  uint8_t start_row;
-  uint8_t reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-};
-
 // Tiles 0..3 sums, 4 and 5 rows of x, 6 and 7 weights.
-void BeginTask(int rows) {
-  TileConfig config;
-  memset(&config, 0, sizeof(config));
-  config.palette = 1;
-  for (int i = 0; i < 8; ++i) {
-    config.row_bytes[i] = 64;
-    config.rows[i] = static_cast<uint8_t>(i < 6 && rows < kTileRows ? rows : kTileRows);
-  }
-  // GCC 12's _tile_loadconfig names 8 bytes as its operand: without this, stores to the others are dropped.
-  asm volatile("" : : "r"(&config) : "memory");
-  _tile_loadconfig(&config);
-}
+void BeginTask(int rows) { ConfigureTiles(8, 6, rows < kTileRows ? rows : kTileRows); }
 
 void EndTask() { _tile_release(); }
 

@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels/cpu/amx_tiles.h"
 #include "kernels/cpu/quant_kernels.h"
 
 namespace phalanx {
@@ -13,28 +14,9 @@ namespace {
 constexpr int kVnniRows = 4;
 constexpr int64_t kMaxSlice = 24;  // blocks whose tiles stay in the first-level cache
 
-// source: Intel SDM, LDTILECFG
-struct alignas(64) TileConfig {
-  uint8_t palette;
-  uint8_t start_row;
-  uint8_t reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-};
-
 // Tiles 0 and 1 sums, 2 and 3 rows of x, 4 and 5 weights.
 void BeginTask(int rows) {
-  if (rows <= kVnniRows) return;
-  TileConfig config;
-  memset(&config, 0, sizeof(config));
-  config.palette = 1;
-  for (int i = 0; i < 6; ++i) {
-    config.row_bytes[i] = 64;
-    config.rows[i] = static_cast<uint8_t>(i < 4 ? rows : 16);
-  }
-  // GCC 12's _tile_loadconfig names 8 bytes as its operand: without this, stores to the others are dropped.
-  asm volatile("" : : "r"(&config) : "memory");
-  _tile_loadconfig(&config);
+  if (rows > kVnniRows) ConfigureTiles(6, 4, rows);
 }
 
 void EndTask(int rows) {
@@ -187,13 +169,11 @@ void AmxProduct(const QuantProductParams& p) {
 
 }  // namespace
 
-const QuantKernels kAmxQuant = {
-
-    .block_rows = 256,
-    .tile_rows = TileRows,
-    .pack = Avx512QuantPack,
-    .product = AmxProduct,
-    .begin_task = BeginTask,
-    .end_task = EndTask};
+const QuantKernels kAmxQuant = {.block_rows = 256,
+                                .tile_rows = TileRows,
+                                .pack = Avx512QuantPack,
+                                .product = AmxProduct,
+                                .begin_task = BeginTask,
+                                .end_task = EndTask};
 
 }  // namespace phalanx

@@ -261,13 +261,11 @@ void AnyType(const QuantProductParams& p) {
 
 }  // namespace
 
-const QuantKernels kAvx2Quant = {
-
-    .block_rows = 96,
-    .tile_rows = TileRows,
-    .pack = Pack,
-    .product = AnyType,
-    .begin_task = nullptr,
-    .end_task = nullptr};
+const QuantKernels kAvx2Quant = {.block_rows = 96,
+                                 .tile_rows = TileRows,
+                                 .pack = Pack,
+                                 .product = AnyType,
+                                 .begin_task = nullptr,
+                                 .end_task = nullptr};
 
 }  // namespace phalanx

@@ -220,13 +220,11 @@ void Avx512QuantProduct(const QuantProductParams& p) {
   }
 }
 
-const QuantKernels kAvx512Quant = {
-
-    .block_rows = 128,
-    .tile_rows = TileRows,
-    .pack = Avx512QuantPack,
-    .product = Avx512QuantProduct,
-    .begin_task = nullptr,
-    .end_task = nullptr};
+const QuantKernels kAvx512Quant = {.block_rows = 128,
+                                   .tile_rows = TileRows,
+                                   .pack = Avx512QuantPack,
+                                   .product = Avx512QuantProduct,
+                                   .begin_task = nullptr,
+                                   .end_task = nullptr};
 
 }  // namespace phalanx

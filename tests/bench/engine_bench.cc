@@ -1,8 +1,8 @@
 // The engine without a coordinator: prefill and decode of one group in this process, against what the machine
 // can do.
 //
-//   engine_bench [--model FILE] [--tp D] [--threads N] [--compute fp32|fast] [--rung auto|reference|avx2|amx]
-//                [--prompt N] [--steps N] [--batches 1,8,32] [--json]
+//   engine_bench [--model FILE] [--tp D] [--threads N] [--compute fp32|fast]
+//                [--rung auto|reference|avx2|avx512|amx] [--prompt N] [--steps N] [--batches 1,8,32] [--json]
 //
 // Without --model: a small random model, to see that the bench runs. Prefill: a prompt of 512 tokens in one
 // step. Decode: sequences with a prompt of --prompt tokens, --steps steps of one token each, greedy. Each
