@@ -2,11 +2,11 @@
 // can do.
 //
 //   engine_bench [--model FILE] [--tp D] [--threads N] [--compute fp32|fast]
-//                [--rung auto|reference|avx2|avx512|amx] [--prompt N] [--steps N] [--batches 1,8,32] [--json]
+//                [--rung auto|reference|avx2|avx512|amx] [--prompt N] [--steps N] [--batches 1,8,32] [--repeats N] [--json]
 //
 // Without --model: a small random model, to see that the bench runs. Prefill: a prompt of 512 tokens in one
 // step. Decode: sequences with a prompt of --prompt tokens, --steps steps of one token each, greedy. Each
-// figure is the best of three runs. Bandwidth: packed weights times steps a second, over what as many threads
+// figure is the best of --repeats runs (3). Bandwidth: packed weights times steps a second, over what as many threads
 // read from a buffer as large. Operations: two for each weight and token, the head only for rows with logits,
 // over the peak of the rung's instruction.
 #include <algorithm>
@@ -28,7 +28,6 @@ namespace phalanx {
 namespace {
 
 constexpr int kBlockSize = 32;
-constexpr int kRepeats = 3;
 constexpr int kPrefill = 512;
 
 struct Flags {
@@ -40,6 +39,7 @@ struct Flags {
   int prompt = 128;
   int steps = 64;
   std::vector<int> batches = {1, 8, 32};
+  int repeats = 3;
   bool json = false;
 };
 
@@ -79,6 +79,8 @@ Flags ParseFlags(int argc, char** argv) {
       flags.prompt = Number(name, value);
     } else if (name == "--steps") {
       flags.steps = Number(name, value);
+    } else if (name == "--repeats") {
+      flags.repeats = Number(name, value);
     } else if (name == "--batches") {
       flags.batches.clear();
       for (const auto batch : absl::StrSplit(value, ','))
@@ -286,9 +288,9 @@ int Main(int argc, char** argv) {
 
   Report report(flags, group->get());
   Bench bench(group->get(), (*group)->runner(0).num_kv_blocks());
-  const auto best = [](const auto& measure) {
+  const auto best = [&flags](const auto& measure) {
     double seconds = measure();
-    for (int i = 1; i < kRepeats; ++i) seconds = std::min(seconds, measure());
+    for (int i = 1; i < flags.repeats; ++i) seconds = std::min(seconds, measure());
     return seconds;
   };
   report.Add(absl::StrCat("prefill ", kPrefill), kPrefill, 1, 1,
