@@ -8,20 +8,6 @@
 namespace phalanx {
 namespace {
 
-void PackRows(const float* x, int64_t stride, int rows, int, int64_t depth, void* tile, int64_t begin) {
-  float* out = static_cast<float*>(tile) + begin * rows;
-  for (int64_t k = 0; k < depth; k += 8) {
-    for (int i = 0; i < rows; ++i, out += 8) {
-      const float* from = x + i * stride + k;
-      if (k + 8 <= depth) {
-        _mm256_storeu_ps(out, _mm256_loadu_ps(from));
-      } else {
-        for (int j = 0; j < 8; ++j) out[j] = k + j < depth ? from[j] : 0.0f;
-      }
-    }
-  }
-}
-
 // The bits of bf16 in the upper half of each lane, rounded to nearest even; what is below is to be dropped.
 inline __m256i RoundUpperHalf(__m256 x) {
   const __m256i u = _mm256_castps_si256(x);
@@ -92,6 +78,28 @@ void Product(const PanelProductParams& p) {
 
 }  // namespace
 
+void Avx2PackRows(const float* x, int64_t stride, int rows, int, int64_t depth, void* tile, int64_t begin) {
+  float* out = static_cast<float*>(tile) + begin * rows;
+  for (int64_t k = 0; k < depth; k += 8) {
+    for (int i = 0; i < rows; ++i, out += 8) {
+      const float* from = x + i * stride + k;
+      if (k + 8 <= depth) {
+        _mm256_storeu_ps(out, _mm256_loadu_ps(from));
+      } else {
+        for (int j = 0; j < 8; ++j) out[j] = k + j < depth ? from[j] : 0.0f;
+      }
+    }
+  }
+}
+
+void Avx2PackWeightsF32(const float* rows, int64_t stride, int64_t depth, void* panel) {
+  PackWeights<float>(rows, stride, depth, panel);
+}
+
+void Avx2PackWeightsBf16(const float* rows, int64_t stride, int64_t depth, void* panel) {
+  PackWeights<uint16_t>(rows, stride, depth, panel);
+}
+
 const GemmKernels kAvx2GemmF32 = {.format = PanelFormat::kF32,
                                   .k_unit = 8,
                                   .pad_weights = false,
@@ -103,8 +111,8 @@ const GemmKernels kAvx2GemmF32 = {.format = PanelFormat::kF32,
                                   .block_panels = 8,
                                   .deep_block_panels = 8,
                                   .shallow_k = kSlice<float>,
-                                  .pack = PackRows,
-                                  .pack_weights = PackWeights<float>,
+                                  .pack = Avx2PackRows,
+                                  .pack_weights = Avx2PackWeightsF32,
                                   .product = Product<float>,
                                   .tree_product = nullptr,
                                   .tree_depth = 0,
@@ -121,8 +129,8 @@ const GemmKernels kAvx2GemmBf16 = {.format = PanelFormat::kBf16,
                                    .block_panels = 8,
                                    .deep_block_panels = 8,
                                    .shallow_k = kSlice<uint16_t>,
-                                   .pack = PackRows,
-                                   .pack_weights = PackWeights<uint16_t>,
+                                   .pack = Avx2PackRows,
+                                   .pack_weights = Avx2PackWeightsBf16,
                                    .product = Product<uint16_t>,
                                    .tree_product = nullptr,
                                    .tree_depth = 0,

@@ -24,12 +24,11 @@ absl::StatusOr<std::unique_ptr<Ops>> CpuOps::Create(const OpsOptions& options) {
         absl::StrCat("rung \"", options.rung, "\" cannot run on this host: it lacks ", missing));
   }
   if (options.compute == Compute::kFp32) {
-    return std::unique_ptr<Ops>(new CpuOps(options, kAvx2GemmF32, nullptr));
+    return std::unique_ptr<Ops>(new CpuOps(options, amx || avx512 ? kAvx512GemmF32 : kAvx2GemmF32, nullptr));
   }
-  return std::unique_ptr<Ops>(new CpuOps(options, amx ? kAmxGemmBf16 : kAvx2GemmBf16,
-                                         amx      ? &kAmxQuant
-                                         : avx512 ? &kAvx512Quant
-                                                  : &kAvx2Quant));
+  if (amx) return std::unique_ptr<Ops>(new CpuOps(options, kAmxGemmBf16, &kAmxQuant));
+  if (avx512) return std::unique_ptr<Ops>(new CpuOps(options, kAvx512GemmBf16, &kAvx512Quant));
+  return std::unique_ptr<Ops>(new CpuOps(options, kAvx2GemmBf16, &kAvx2Quant));
 }
 
 CpuOps::CpuOps(const OpsOptions& options, const GemmKernels& kernels, const QuantKernels* quant)

@@ -95,7 +95,8 @@ absl::Status CpuGemm::ShardedMatmul(const Matrix& x, const CpuWeight& weight, fl
 }
 
 bool CpuGemm::CanGate(const CpuWeight& weight, int64_t rows) {
-  return UsesTree(weight, rows) && weight.subtrees().empty() && weight.n() % (2 * kPanel) == 0;
+  return (weight.quant() != nullptr || UsesTree(weight, rows)) && weight.subtrees().empty() &&
+         weight.n() % (2 * kPanel) == 0;
 }
 
 absl::Status CpuGemm::GatedMatmul(const Matrix& x, const CpuWeight& weight, const Matrix& y) {
@@ -103,7 +104,7 @@ absl::Status CpuGemm::GatedMatmul(const Matrix& x, const CpuWeight& weight, cons
 }
 
 bool CpuGemm::CanGate(const CpuWeight& gate_up, const CpuWeight& down, int64_t rows) {
-  if (!CanGate(gate_up, rows) || !UsesTree(down, rows)) return false;
+  if (!CanGate(gate_up, rows) || !UsesTree(gate_up, rows) || !UsesTree(down, rows)) return false;
   // Without padding packed k lie as columns do.
   const int unit = down.kernels().k_unit;
   return std::all_of(down.segments().begin(), down.segments().end(),

@@ -153,15 +153,16 @@ absl::Status QuantGemm::Run(const Matrix& x, const QuantPanels& weight, int64_t 
                                   std::min(pool_.num_threads(), num_rows / kOwnRows));
   const int rows_of_block = (num_rows + num_blocks - 1) / num_blocks;
   const int block_rows = NumTiles(rows_of_block, tile_rows) * tile_rows;
+  // With a gate, panels of its half; each goes with the one of the other half.
+  const int panels = output.gated ? weight.num_panels() / 2 : weight.num_panels();
   const int max_panels = num_rows <= 32 ? 32 : 8;
-  const int block_panels =
-      std::clamp(weight.num_panels() * num_blocks / (pool_.num_threads() * 8), 1, max_panels);
-  const int panel_blocks = (weight.num_panels() + block_panels - 1) / block_panels;
+  const int block_panels = std::clamp(panels * num_blocks / (pool_.num_threads() * 8), 1, max_panels);
+  const int panel_blocks = (panels + block_panels - 1) / block_panels;
   const int64_t width = int64_t{block_panels} * kPanel;
   const int64_t sum_size = std::min(num_rows, block_rows) * width;
   int max_count = 1;
   for (const Subtree& tree : subtrees) max_count = std::max(max_count, tree.count);
-  const int levels = std::bit_width(static_cast<unsigned>(max_count));
+  const int levels = output.gated ? 2 : std::bit_width(static_cast<unsigned>(max_count));
   for (Scratch& s : sums_) PHX_RETURN_IF_ERROR(s.Get(levels * sum_size * 4).status());
 
   pool_.Run(int64_t{panel_blocks} * num_blocks, [&](int64_t task, int thread) {
@@ -176,7 +177,7 @@ absl::Status QuantGemm::Run(const Matrix& x, const QuantPanels& weight, int64_t 
     p.row_blocks = weight.blocks();
     p.w = weight.panel(first_panel);
     p.panel_bytes = weight.panel_bytes();
-    p.num_panels = std::min(block_panels, weight.num_panels() - first_panel);
+    p.num_panels = std::min(block_panels, panels - first_panel);
     p.rows = std::min(block_rows, num_rows - first_row);
     const auto product = [&](const QuantPanels::Segment& s, float* c, int64_t stride) {
       p.begin = s.block_begin;
@@ -190,14 +191,23 @@ absl::Status QuantGemm::Run(const Matrix& x, const QuantPanels& weight, int64_t 
     };
     if (kernels.begin_task != nullptr) kernels.begin_task(tile_rows);
     const int64_t column = int64_t{first_panel} * kPanel;
-    const int64_t cols = std::min<int64_t>(n - column, p.num_panels * kPanel);
+    const int64_t cols = std::min<int64_t>((output.gated ? n / 2 : n) - column, p.num_panels * kPanel);
     float* const out = output.out + first_row * output.stride + column;
     // Where nothing is to be added and panels are whole, results are written in place.
-    if (output.bias == nullptr && weight.segments().size() == 1 && cols == p.num_panels * kPanel) {
+    if (!output.gated && output.bias == nullptr && weight.segments().size() == 1 &&
+        cols == p.num_panels * kPanel) {
       product(weight.segments()[0], out, output.stride);
       return end();
     }
     auto* const stack = static_cast<float*>(*sums_[static_cast<size_t>(thread)].Get(0));
+    if (output.gated) {
+      product(weight.segments()[0], stack, width);
+      p.w = weight.panel(panels + first_panel);
+      product(weight.segments()[0], stack + sum_size, width);
+      for (int r = 0; r < p.rows; ++r)
+        Avx2SwiGlu(stack + r * width, stack + sum_size + r * width, cols, out + r * output.stride);
+      return end();
+    }
     size_t segment = 0;
     const size_t num_trees = std::max<size_t>(1, subtrees.size());
     for (size_t tree = 0; tree < num_trees; ++tree) {

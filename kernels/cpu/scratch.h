@@ -25,8 +25,9 @@ struct ProductOutput {
   int64_t stride;
   int64_t tree_stride;
   const float* bias;   // may be null
-  bool gated = false;  // silu(g) * u of the halves g | u; not of quantised weights
-  // With gated: not to `out` but as packed rows of packed_depth k for another product. May be null.
+  bool gated = false;  // silu(g) * u of the halves g | u
+  // With gated, of weights that are not quantised: not to `out` but as packed rows of packed_depth k for
+  // another product. May be null.
   void* packed = nullptr;
   int64_t packed_depth = 0;
 };

@@ -100,7 +100,15 @@ struct GemmKernels {
 
 extern const GemmKernels kAvx2GemmF32;
 extern const GemmKernels kAvx2GemmBf16;
+extern const GemmKernels kAvx512GemmF32;  // the bits of AVX2's
+extern const GemmKernels kAvx512GemmBf16;
 extern const GemmKernels kAmxGemmBf16;
+
+// Shared by the rungs that pack like AVX2's.
+void Avx2PackRows(const float* x, int64_t stride, int rows, int tile_rows, int64_t depth, void* tile,
+                  int64_t begin);
+void Avx2PackWeightsF32(const float* rows, int64_t stride, int64_t depth, void* panel);
+void Avx2PackWeightsBf16(const float* rows, int64_t stride, int64_t depth, void* panel);
 
 // Blocks of rows are cut into tiles: the first row of tile t, and of the one behind the last. A tile whose
 // first row is b starts b * a_depth elements into the packed block.

@@ -2,13 +2,14 @@
 // can do.
 //
 //   engine_bench [--model FILE] [--tp D] [--threads N] [--compute fp32|fast]
-//                [--rung auto|reference|avx2|avx512|amx] [--prompt N] [--steps N] [--batches 1,8,32] [--repeats N] [--json]
+//                [--rung auto|reference|avx2|avx512|amx] [--prompt N] [--steps N] [--batches 1,8,32]
+//                [--repeats N] [--json]
 //
 // Without --model: a small random model, to see that the bench runs. Prefill: a prompt of 512 tokens in one
 // step. Decode: sequences with a prompt of --prompt tokens, --steps steps of one token each, greedy. Each
-// figure is the best of --repeats runs (3). Bandwidth: packed weights times steps a second, over what as many threads
-// read from a buffer as large. Operations: two for each weight and token, the head only for rows with logits,
-// over the peak of the rung's instruction.
+// figure is the best of --repeats runs (3). Bandwidth: packed weights and the KV cache that a step reads,
+// times steps a second, over what as many threads read from a buffer as large. Operations: two for each
+// weight and token, the head only for rows with logits, over the peak of the rung's instruction.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -193,9 +194,9 @@ int64_t LayerWeights(const ModelConfig& c) {
 }
 int64_t HeadWeights(const ModelConfig& c) { return int64_t{c.vocab_size} * c.hidden_size; }
 
-std::string RungOf(const OpsInfo& info) {
-  if (info.backend == "reference") return info.backend;
-  return info.instruction_set.starts_with("amx") ? "amx" : "avx2";
+// Of one position.
+int64_t KvBytes(const ModelConfig& c, DType dtype) {
+  return RowBytes(dtype, c.num_layers * int64_t{c.num_kv_heads} * (c.key_dim + c.value_dim));
 }
 
 // The figures of one group and the machine's limits beside them.
@@ -207,7 +208,8 @@ class Report {
     for (int r = 0; r < flags.tp; ++r) weight_bytes_ += group->runner(r).weight_bytes();
     const int threads = flags.tp * flags.threads;
     bandwidth_ = ReadBandwidth(weight_bytes_, threads);
-    peak_ = PeakFlops(RungOf(info), flags.compute == "fp32" ? Compute::kFp32 : Compute::kFast, threads);
+    const std::string rung = flags.rung == "auto" ? AvailableRungs().back() : flags.rung;
+    peak_ = PeakFlops(rung, flags.compute == "fp32" ? Compute::kFp32 : Compute::kFast, threads);
     json_ = {{"model", config.name},
              {"backend", info.backend},
              {"instruction_set", info.instruction_set},
@@ -227,9 +229,13 @@ class Report {
     std::printf("%-14s %10s %10s %12s %12s\n", "", "tok/s", "ms/step", "of bandwidth", "of FLOP/s");
   }
 
-  void Add(const std::string& name, int64_t tokens, int64_t logits, int steps, double seconds) {
+  // `kv_read`: positions that all steps together read.
+  void Add(const std::string& name, int64_t tokens, int64_t logits, int steps, double kv_read,
+           double seconds) {
     const double tokens_per_second = static_cast<double>(tokens) / seconds;
-    const double bandwidth_share = static_cast<double>(weight_bytes_) * steps / seconds / bandwidth_;
+    const double kv_bytes = static_cast<double>(KvBytes(group_->config(), group_->ops(0).info().kv_dtype));
+    const double bytes = static_cast<double>(weight_bytes_) * steps + kv_read * kv_bytes;
+    const double bandwidth_share = bytes / seconds / bandwidth_;
     const double operations = 2.0 * static_cast<double>(LayerWeights(group_->config()) * tokens +
                                                         HeadWeights(group_->config()) * logits);
     const double peak_share = peak_ > 0 ? operations / seconds / peak_ : 0;
@@ -293,11 +299,13 @@ int Main(int argc, char** argv) {
     for (int i = 1; i < flags.repeats; ++i) seconds = std::min(seconds, measure());
     return seconds;
   };
-  report.Add(absl::StrCat("prefill ", kPrefill), kPrefill, 1, 1,
+  report.Add(absl::StrCat("prefill ", kPrefill), kPrefill, 1, 1, kPrefill,
              best([&] { return bench.Prefill(kPrefill); }));
   for (const int batch : flags.batches) {
     const int64_t tokens = int64_t{batch} * flags.steps;
+    const double positions = flags.prompt + 0.5 * flags.steps;
     report.Add(absl::StrCat("decode ", batch), tokens, tokens, flags.steps,
+               static_cast<double>(tokens) * positions,
                best([&] { return bench.Decode(batch, flags.prompt, flags.steps); }));
   }
   report.Finish();

@@ -87,8 +87,8 @@ class Bench {
       : options_(options), peaks_(peaks), ops_(std::move(ops)) {}
 
   void Run() {
-    std::printf("\n%s, weights %s\n", ops_->info().instruction_set.c_str(),
-                std::string(DTypeName(ops_->info().weight_dtype)).c_str());
+    std::printf("\n%s, weights %s; FMA at most %.0f GFLOP/s\n", ops_->info().instruction_set.c_str(),
+                std::string(DTypeName(ops_->info().weight_dtype)).c_str(), peaks_.fma_gflop_s);
     for (const int shards : {1, 8}) {
       for (const auto& [k, n] : {std::pair<int64_t, int64_t>{576, 1536}, {2048, 8192}})
         Products(DType::kF32, k, n, shards);
@@ -342,18 +342,18 @@ int Main(int argc, char** argv) {
   MachinePeaks peaks;
   peaks.dram_gb_s = ReadBandwidth(static_cast<int64_t>(dram_mb * 1e6), options.threads) / 1e9;
   peaks.cache_gb_s = ReadBandwidth(static_cast<int64_t>(cache_mb * 1e6), options.threads) / 1e9;
-  if (has("avx2")) peaks.fma_gflop_s = PeakFlops("avx2", Compute::kFp32, options.threads) / 1e9;
   if (has("amx")) peaks.amx_gflop_s = PeakFlops("amx", Compute::kFast, options.threads) / 1e9;
   std::printf(
-      "%s, %d threads%s\nlimits: read %.1f GB/s from %.0f MB, %.1f GB/s from %.0f MB; FMA %.0f GFLOP/s, "
-      "AMX bf16 %.0f GFLOP/s\n",
+      "%s, %d threads%s\nlimits: read %.1f GB/s from %.0f MB, %.1f GB/s from %.0f MB; AMX bf16 %.0f "
+      "GFLOP/s\n",
       OrDie(CreateOps({"reference", Compute::kFast, 1}))->info().device.c_str(), options.threads,
       options.quick ? " (quick: figures mean little)" : "", peaks.dram_gb_s, dram_mb, peaks.cache_gb_s,
-      cache_mb, peaks.fma_gflop_s, peaks.amx_gflop_s);
+      cache_mb, peaks.amx_gflop_s);
   for (const std::string& rung : rungs) {
     if (rung == "reference" || (!options.rung.empty() && rung != options.rung)) continue;
+    peaks.fma_gflop_s = PeakFlops(rung, Compute::kFp32, options.threads) / 1e9;
     for (const Compute compute : {Compute::kFp32, Compute::kFast}) {
-      if (rung == "amx" && compute == Compute::kFp32) continue;  // the same kernels as avx2
+      if (rung == "amx" && compute == Compute::kFp32) continue;  // the same kernels as avx512
       Bench(options, peaks, OrDie(CreateOps({rung, compute, options.threads}))).Run();
     }
   }

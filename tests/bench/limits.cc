@@ -1,5 +1,7 @@
 #include "tests/bench/limits.h"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -24,6 +26,21 @@ double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+// Keeps the calling thread on the n-th processor it may use: two of these threads on one processor would
+// halve what is measured.
+void Pin(int n) {
+  cpu_set_t allowed, own;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
+  n %= CPU_COUNT(&allowed);
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed) || n-- > 0) continue;
+    CPU_ZERO(&own);
+    CPU_SET(cpu, &own);
+    (void)sched_setaffinity(0, sizeof(own), &own);
+    return;
+  }
+}
+
 // Seconds until all threads have done work(thread), which start together; the best of `passes`.
 double BestSeconds(int num_threads, int passes, const std::function<void(int)>& work) {
   double best = 1e30;
@@ -33,6 +50,7 @@ double BestSeconds(int num_threads, int passes, const std::function<void(int)>& 
     std::vector<std::thread> threads;
     for (int t = 0; t < num_threads; ++t) {
       threads.emplace_back([&, t] {
+        Pin(t);
         here.fetch_add(1);
         while (here.load() < num_threads) std::this_thread::yield();
         begin[t] = Now();
@@ -49,33 +67,66 @@ double BestSeconds(int num_threads, int passes, const std::function<void(int)>& 
 
 #if defined(__x86_64__)
 
+// Named sums: of an array GCC keeps some in memory.
+#define PHX_8(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7)
+#define PHX_12(DO) PHX_8(DO) DO(8) DO(9) DO(10) DO(11)
+
 __attribute__((target("avx2"))) float Read(const float* p, int64_t n) {
-  __m256 sum[8];
-  for (__m256& s : sum) s = _mm256_setzero_ps();
+#define PHX_DECLARE(j) __m256 sum##j = _mm256_setzero_ps();
+#define PHX_ADD(j) sum##j = _mm256_add_ps(sum##j, _mm256_loadu_ps(p + i + 8 * j));
+#define PHX_TOTAL(j) total = _mm256_add_ps(total, sum##j);
+  PHX_8(PHX_DECLARE)
   for (int64_t i = 0; i + 64 <= n; i += 64) {
-    for (int j = 0; j < 8; ++j) sum[j] = _mm256_add_ps(sum[j], _mm256_loadu_ps(p + i + 8 * j));
+    PHX_8(PHX_ADD)
   }
-  for (int j = 1; j < 8; ++j) sum[0] = _mm256_add_ps(sum[0], sum[j]);
-  return _mm256_cvtss_f32(sum[0]);
+  __m256 total = _mm256_setzero_ps();
+  PHX_8(PHX_TOTAL)
+  return _mm256_cvtss_f32(total);
+#undef PHX_ADD
 }
 
 // 12 chains: enough to hide the latency on two ports.
 __attribute__((target("avx2,fma"))) double Avx2Fma() {
   constexpr int64_t kLoops = 4000000;
-  __m256 sum[12];
   const __m256 a = _mm256_set1_ps(0.5f), b = _mm256_set1_ps(1e-3f);
-  for (__m256& s : sum) s = _mm256_setzero_ps();
+#define PHX_FMA(j)                        \
+  sum##j = _mm256_fmadd_ps(sum##j, a, b); \
+  asm volatile("" : "+x"(sum##j)); /* keeps the chain */
+  PHX_12(PHX_DECLARE)
   for (int64_t i = 0; i < kLoops; ++i) {
-#pragma GCC unroll 12
-    for (int j = 0; j < 12; ++j) {
-      sum[j] = _mm256_fmadd_ps(sum[j], a, b);
-      asm volatile("" : "+x"(sum[j]));  // keeps the chain
-    }
+    PHX_12(PHX_FMA)
   }
-  for (int j = 1; j < 12; ++j) sum[0] = _mm256_add_ps(sum[0], sum[j]);
-  sink = _mm256_cvtss_f32(sum[0]);
+  __m256 total = _mm256_setzero_ps();
+  PHX_12(PHX_TOTAL)
+  sink = _mm256_cvtss_f32(total);
   return static_cast<double>(kLoops) * 12 * 8 * 2;
+#undef PHX_FMA
+#undef PHX_TOTAL
+#undef PHX_DECLARE
 }
+
+__attribute__((target("avx512f"))) double Avx512Fma() {
+  constexpr int64_t kLoops = 4000000;
+  const __m512 a = _mm512_set1_ps(0.5f), b = _mm512_set1_ps(1e-3f);
+#define PHX_DECLARE(j) __m512 sum##j = _mm512_setzero_ps();
+#define PHX_FMA(j)                        \
+  sum##j = _mm512_fmadd_ps(sum##j, a, b); \
+  asm volatile("" : "+v"(sum##j));
+#define PHX_TOTAL(j) total = _mm512_add_ps(total, sum##j);
+  PHX_12(PHX_DECLARE)
+  for (int64_t i = 0; i < kLoops; ++i) {
+    PHX_12(PHX_FMA)
+  }
+  __m512 total = _mm512_setzero_ps();
+  PHX_12(PHX_TOTAL)
+  sink = _mm512_cvtss_f32(total);
+  return static_cast<double>(kLoops) * 12 * 16 * 2;
+#undef PHX_FMA
+#undef PHX_TOTAL
+#undef PHX_DECLARE
+}
+#undef PHX_12
+#undef PHX_8
 
 __attribute__((target("amx-tile,amx-bf16"))) double AmxBf16() {
   constexpr int64_t kLoops = 1000000;
@@ -142,6 +193,8 @@ double PeakFlops(const std::string& rung, Compute compute, int num_threads) {
   double (*work)() = nullptr;
   if (rung == "amx" && compute == Compute::kFast && MissingForAmx().empty()) {
     work = AmxBf16;
+  } else if ((rung == "amx" || rung == "avx512") && MissingForAvx512().empty()) {
+    work = Avx512Fma;
   } else if (rung != "reference" && MissingForAvx2().empty()) {
     work = Avx2Fma;
   }

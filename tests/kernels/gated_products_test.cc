@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "kernels/ops.h"
-#include "tests/kernels/ops_testing.h"
+#include "tests/kernels/ops_fixture.h"
 
 namespace phalanx {
 namespace {
@@ -22,22 +22,27 @@ TEST_P(GatedProductsTest, GatedMatmulIsMatmulAndSwiGlu) {
   Random random(9);
   const int64_t max_rows = 300;
   for (const auto& [k, ffn] : {std::pair<int64_t, int64_t>{70, 48}, {576, 80}, {64, 37}, {96, 16}}) {
-    const std::vector<float> w = random.Normal(2 * ffn * k), x = random.Normal(max_rows * k);
-    PackWeightParams pack;
-    pack.pieces = {{{w.data(), DType::kF32, 2 * ffn, k}, {0, 2 * ffn}}};
-    pack.cols = {0, k};
-    auto weight = OrDie(ops->PackWeight(pack));
-    for (const int64_t rows : {1, 16, 32, 33, 49, 131, 273, 300}) {
-      DeviceMatrix x_m(*ops, rows, k, Rows(x, k, 0, rows)), gate_up(*ops, rows, 2 * ffn),
-          both(*ops, rows, ffn), y(*ops, rows, ffn, 3);
-      MatmulParams p;
-      p.x = x_m.view();
-      p.weight = weight.get();
-      p.y = gate_up.view();
-      ASSERT_TRUE(ops->Matmul(p).ok());
-      ASSERT_TRUE(ops->SwiGlu({gate_up.view(), both.view()}).ok());
-      ASSERT_TRUE(ops->GatedMatmul({x_m.view(), weight.get(), gate_up.view(), y.view()}).ok());
-      EXPECT_TRUE(SameBits(both.Get(), y.Get())) << rows << " rows, " << ffn << " columns";
+    for (const DType dtype : {DType::kF32, DType::kQ8_0, DType::kQ4_1}) {
+      if (k % BlockElements(dtype) != 0) continue;
+      const std::vector<uint8_t> w = RandomBlocks(random, dtype, 2 * ffn * k);
+      const std::vector<float> x = random.Normal(max_rows * k);
+      PackWeightParams pack;
+      pack.pieces = {{{w.data(), dtype, 2 * ffn, k}, {0, 2 * ffn}}};
+      pack.cols = {0, k};
+      auto weight = OrDie(ops->PackWeight(pack));
+      for (const int64_t rows : {1, 16, 32, 33, 49, 131, 273, 300}) {
+        DeviceMatrix x_m(*ops, rows, k, Rows(x, k, 0, rows)), gate_up(*ops, rows, 2 * ffn),
+            both(*ops, rows, ffn), y(*ops, rows, ffn, 3);
+        MatmulParams p;
+        p.x = x_m.view();
+        p.weight = weight.get();
+        p.y = gate_up.view();
+        ASSERT_TRUE(ops->Matmul(p).ok());
+        ASSERT_TRUE(ops->SwiGlu({gate_up.view(), both.view()}).ok());
+        ASSERT_TRUE(ops->GatedMatmul({x_m.view(), weight.get(), gate_up.view(), y.view()}).ok());
+        EXPECT_TRUE(SameBits(both.Get(), y.Get()))
+            << DTypeName(dtype) << ", " << rows << " rows, " << ffn << " columns";
+      }
     }
   }
 }
