@@ -191,6 +191,13 @@ int64_t KvChannels(const ModelConfig& config, const Rank& rank) {
   return config.num_layers * per_layer;
 }
 
+int64_t KvGroups(const ModelConfig& config, const Rank& rank) {
+  constexpr int64_t kGroup = 32;
+  if (rank.heads.size() == 0 || config.mla) return 0;
+  const int64_t of_head = (config.key_dim + kGroup - 1) / kGroup + (config.value_dim + kGroup - 1) / kGroup;
+  return config.num_layers * rank.kv_heads.size() * of_head;
+}
+
 absl::StatusOr<MemoryEstimate> EstimateMemory(const ModelConfig& config, const WeightSizes& weights,
                                               const MemoryOptions& options, int num_ranks) {
   if (options.tokens < 1 || options.kv_element_bytes < 1 || options.device_bytes < 0) {
@@ -210,7 +217,8 @@ absl::StatusOr<MemoryEstimate> EstimateMemory(const ModelConfig& config, const W
       if (share.of < 1) continue;  // a part that the model lacks
       bytes += (Wide{weights[part].bytes} * share.held + share.of - 1) / share.of;
     }
-    const Wide kv_bytes = Wide{KvChannels(config, rank)} * options.kv_element_bytes;
+    const Wide kv_bytes = Wide{KvChannels(config, rank)} * options.kv_element_bytes +
+                          Wide{KvGroups(config, rank)} * options.kv_scale_bytes;
     if (kv_bytes * kKvBlockTokens * blocks_per_sequence > kMaxBytes || bytes > kMaxBytes) {
       return TooLarge();
     }

@@ -69,6 +69,7 @@ inline constexpr int64_t kReservedBytes = int64_t{2} << 30;
 struct MemoryOptions {
   int num_shards = kDefaultShards;
   int kv_element_bytes = 2;
+  int kv_scale_bytes = 0;    // for each 32 channels of a head's key or value (int8: 2)
   int64_t device_bytes = 0;  // 0: unknown; then no tokens fit
   int64_t tokens = 32768;    // of a sequence
 };
@@ -90,7 +91,8 @@ struct MemoryEstimate {
 absl::StatusOr<MemoryEstimate> EstimateMemory(const ModelConfig& config, const WeightSizes& weights,
                                               const MemoryOptions& options, int num_ranks);
 
-// KV channels a token has in all layers of one rank.
+// KV channels a token has in all layers of one rank, and groups of 32 channels of a head.
 int64_t KvChannels(const ModelConfig& config, const Rank& rank);
+int64_t KvGroups(const ModelConfig& config, const Rank& rank);
 
 }  // namespace phalanx

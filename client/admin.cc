@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "base/kv_type.h"
 #include "client/connection.h"
 #include "phalanx/v1/cluster.grpc.pb.h"
 
@@ -73,11 +74,12 @@ void PrintStatus(const v1::GetStatusResponse& s) {
   PrintTable(rows);
 
   std::printf("groups\n");
-  rows = {{"GROUP", "STATE", "EPOCH", "KV BLOCKS", "CACHE HITS", "RUNNING", "QUEUED", "PREEMPTED", "TOKENS/S",
-           "GENERATED", "FINGERPRINT", "DETAIL"}};
+  rows = {{"GROUP", "STATE", "EPOCH", "KV BLOCKS", "KV TYPE", "CACHE HITS", "RUNNING", "QUEUED", "PREEMPTED",
+           "TOKENS/S", "GENERATED", "FINGERPRINT", "DETAIL"}};
   for (const auto& g : s.groups()) {
     rows.push_back({g.id(), Name(g.state()), absl::StrCat(g.epoch()),
                     absl::StrFormat("%d/%d", g.kv_blocks_used(), g.kv_blocks_total()),
+                    Dash(g.kv_cache_dtype()),
                     g.prefix_query_tokens() == 0
                         ? "-"
                         : absl::StrFormat("%.0f%%", 100.0 * static_cast<double>(g.prefix_hit_tokens()) /
@@ -156,6 +158,7 @@ absl::Status RunLoad(const ClientConfig& config, const std::shared_ptr<grpc::Cha
   spec->set_groups(config.groups);
   spec->set_context_length(config.context_length);
   spec->set_compute(config.compute == "fp32" ? v1::COMPUTE_FP32 : v1::COMPUTE_FAST);
+  spec->set_kv_cache_dtype(static_cast<v1::KvCacheDtype>(*KvTypeFromName(config.kv_cache_dtype)));
   spec->set_rope(config.rope == "auto" ? v1::ROPE_AUTO : v1::ROPE_LONG);
   grpc::ClientContext context;
   context.set_deadline(DeadlineIn(kLoadSeconds));

@@ -8,6 +8,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/kv_type.h"
 #include "base/version.h"
 #include "client/http_url.h"
 #include "client/hub.h"
@@ -77,6 +78,9 @@ absl::Status Validate(const ClientConfig& c) {
   if (c.compute != "fast" && c.compute != "fp32")
     return bad("--compute '", c.compute, "' is not fast or fp32");
   if (c.rope != "long" && c.rope != "auto") return bad("--rope '", c.rope, "' is not long or auto");
+  if (!KvTypeFromName(c.kv_cache_dtype).has_value()) {
+    return bad("--kv-cache-dtype '", c.kv_cache_dtype, "' is not auto, bf16, fp32 or int8");
+  }
   if (c.tensor_parallel < 1) return bad("--tp ", c.tensor_parallel, " is not >= 1");
   if (c.degree < 0) return bad("--tp ", c.degree, " is not >= 1 (or 0 for 1 to 8)");
   if (c.hosts < 1) return bad("--hosts ", c.hosts, " is not >= 1");
@@ -93,8 +97,8 @@ absl::Status Validate(const ClientConfig& c) {
       return bad("--device-memory ", size.status().message());
     }
   }
-  if (c.kv_dtype != "bf16" && c.kv_dtype != "f32" && c.kv_dtype != "fp8") {
-    return bad("--kv-dtype '", c.kv_dtype, "' is not bf16, f32 or fp8");
+  if (c.kv_dtype != "bf16" && c.kv_dtype != "f32" && c.kv_dtype != "fp8" && c.kv_dtype != "int8") {
+    return bad("--kv-dtype '", c.kv_dtype, "' is not bf16, f32, fp8 or int8");
   }
   if (c.weight_dtype != "as-is" && c.weight_dtype != "f32" && c.weight_dtype != "bf16" &&
       c.weight_dtype != "fp8" && c.weight_dtype != "int4") {
@@ -189,6 +193,9 @@ absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::option
           "of LongRoPE's two tables: long, or auto (short where prompt and max-tokens fit the original "
           "context)")
       ->capture_default_str();
+  load->add_option("--kv-cache-dtype", c.kv_cache_dtype,
+                   "KV cache: bf16, fp32, int8, or auto (what the workers' flag says)")
+      ->capture_default_str();
   load->add_option("--tokenizer", c.tokenizer,
                    "folder with tokenizer.json, in place of what the model's own files say of text");
   load->add_option("--wait", c.wait_seconds, "seconds to wait until it is ready; 0: do not")
@@ -204,7 +211,8 @@ absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::option
   inspect->add_flag("--json", c.json, "as JSON");
   inspect->add_option("--device-memory", c.device_memory, "of a rank, as 80GB or 79.1GiB: say what fits");
   inspect->add_option("--context", c.context_length, "tokens of a sequence; 0: 32768, or the model's own");
-  inspect->add_option("--kv-dtype", c.kv_dtype, "of the KV cache: bf16, f32 or fp8")->capture_default_str();
+  inspect->add_option("--kv-dtype", c.kv_dtype, "of the KV cache: bf16, f32, fp8 or int8")
+      ->capture_default_str();
   inspect->add_option("--weight-dtype", c.weight_dtype, "as-is (as stored), f32, bf16, fp8 or int4")
       ->capture_default_str();
   inspect->add_option("--shards", c.shards, "0: the default of 8, at least --tp");

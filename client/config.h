@@ -62,6 +62,7 @@ struct ClientConfig {
   int tensor_parallel = 1, shards = 0, groups = 1, context_length = 0;
   std::string compute = "fast";
   std::string rope = "long";
+  std::string kv_cache_dtype = "auto";
   std::string tokenizer;      // a folder; empty: the file's own
   double wait_seconds = 120;  // for READY after load; 0 returns at once
 

@@ -18,11 +18,12 @@ using nlohmann::ordered_json;
 constexpr int kMaxDegree = 8;
 constexpr int64_t kDefaultTokens = 32768;
 
-struct KvType {
+struct KvElements {
   std::string_view name;
-  int bytes;
+  int bytes;        // of an element
+  int scale_bytes;  // of the scale of each 32 channels of a head
 };
-constexpr KvType kKvTypes[] = {{"bf16", 2}, {"f32", 4}, {"fp8", 1}};
+constexpr KvElements kKvElements[] = {{"bf16", 2, 0}, {"f32", 4, 0}, {"fp8", 1, 0}, {"int8", 1, 2}};
 
 struct WeightType {
   std::string_view name;
@@ -199,8 +200,14 @@ absl::Status AddMemory(const ModelFacts& facts, const ClientConfig& config, orde
   if (!config.device_memory.empty()) {
     PHX_ASSIGN_OR_RETURN(options.device_bytes, ParseByteSize(config.device_memory));
   }
-  for (const KvType& type : kKvTypes) {
-    if (type.name == config.kv_dtype) options.kv_element_bytes = type.bytes;
+  for (const KvElements& type : kKvElements) {
+    if (type.name != config.kv_dtype) continue;
+    options.kv_element_bytes = type.bytes;
+    options.kv_scale_bytes = type.scale_bytes;
+  }
+  if (c.mla && options.kv_scale_bytes > 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(facts.path, ": --kv-dtype int8 is not for latent attention (MLA); bf16 or f32 are"));
   }
   report["memory"] = nullptr;
   if (const std::string missing = MissingForMemory(c); !missing.empty()) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "base/kv_type.h"
 
 namespace phalanx::coordinator {
 
@@ -31,6 +32,7 @@ struct ModelSpec {
   int32_t context_length = 0;
   std::string tokenizer;  // a folder; "": the model's own
   Rope rope = Rope::kLong;
+  KvType kv_type = KvType::kAuto;  // auto: what the workers' flag says
 };
 
 struct WorkerInfo {
@@ -50,6 +52,7 @@ struct LeaderHello {
   int64_t kv_blocks = 0;
   int32_t kv_block_size = 0;
   int32_t context_length = 0;
+  std::string kv_cache_dtype;
 };
 
 struct GroupLoad {

@@ -58,6 +58,12 @@ absl::Status Config::Validate() {
   } else {
     return absl::InvalidArgumentError(absl::StrCat("--rope is '", rope, "'; it must be long or auto"));
   }
+  if (const std::optional<KvType> type = KvTypeFromName(kv_cache_dtype); type.has_value()) {
+    model.kv_type = *type;
+  } else {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kv-cache-dtype is '", kv_cache_dtype, "'; it must be auto, bf16, fp32 or int8"));
+  }
   PHX_RETURN_IF_ERROR(AtLeast("--tp", model.tensor_parallel, 1));
   PHX_RETURN_IF_ERROR(AtLeast("--groups", model.groups, 1));
   PHX_RETURN_IF_ERROR(AtLeast("--shards", model.shards, 0));
@@ -75,12 +81,14 @@ absl::Status Config::Validate() {
                                                    heartbeat_interval_s, ")"));
   }
   const ModelSpec none;
-  if (model.path.empty() && (model.name != none.name || model.tensor_parallel != none.tensor_parallel ||
-                             model.shards != none.shards || model.groups != none.groups ||
-                             model.context_length != none.context_length ||
-                             model.tokenizer != none.tokenizer || model.rope != none.rope)) {
+  if (model.path.empty() &&
+      (model.name != none.name || model.tensor_parallel != none.tensor_parallel ||
+       model.shards != none.shards || model.groups != none.groups ||
+       model.context_length != none.context_length || model.tokenizer != none.tokenizer ||
+       model.rope != none.rope || model.kv_type != none.kv_type)) {
     return absl::InvalidArgumentError(
-        "--name, --tp, --shards, --groups, --context, --rope and --tokenizer describe --model, which names "
+        "--name, --tp, --shards, --groups, --context, --rope, --kv-cache-dtype and --tokenizer describe "
+        "--model, which names "
         "no "
         "file");
   }
@@ -114,6 +122,8 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, Config* config) {
       "--rope", config->rope,
       "its RoPE table where it has two (LongRoPE): long, or auto (short where prompt and max_tokens "
       "fit its original context)");
+  app.add_option("--kv-cache-dtype", config->kv_cache_dtype,
+                 "its KV cache: bf16, fp32, int8, or auto (what the workers' --kv-cache-dtype says)");
   app.add_option("--tokenizer", config->model.tokenizer,
                  "folder with tokenizer.json, in place of what its own files say of text");
   app.add_option("--max-tokens-default", config->max_tokens_default,

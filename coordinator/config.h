@@ -18,6 +18,7 @@ struct Config {
   ModelSpec model;
   std::string compute = "fast";
   std::string rope = "long";
+  std::string kv_cache_dtype = "auto";
   int32_t max_tokens_default = 4096;
   int64_t max_in_flight = 4096;
   // Messages a client may lag behind before its request is cancelled.
@@ -27,8 +28,8 @@ struct Config {
   double load_timeout_s = 600;
   double drain_grace_s = 30;
 
-  // InvalidArgument naming the flag, its value and what would be right. Fills in model.compute and
-  // model.rope.
+  // InvalidArgument naming the flag, its value and what would be right. Fills in model.compute,
+  // model.rope and model.kv_type.
   absl::Status Validate();
   // Whether `listen` can be reached from this machine only.
   bool ListensOnLoopback() const;

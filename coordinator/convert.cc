@@ -163,6 +163,9 @@ SequenceOutput ToOutput(const internal::v1::SequenceOutput& in) {
   return out;
 }
 
+static_assert(static_cast<int>(KvType::kInt8) == v1::KV_CACHE_DTYPE_INT8);
+static_assert(v1::KvCacheDtype_ARRAYSIZE == std::size(kKvTypeNames));
+
 ModelSpec ToSpec(const v1::ModelSpec& spec) {
   ModelSpec out;
   out.name = spec.name();
@@ -174,6 +177,7 @@ ModelSpec ToSpec(const v1::ModelSpec& spec) {
   out.context_length = spec.context_length();
   out.tokenizer = spec.tokenizer();
   out.rope = spec.rope() == v1::ROPE_AUTO ? Rope::kAuto : Rope::kLong;
+  out.kv_type = static_cast<KvType>(spec.kv_cache_dtype());
   return out;
 }
 
@@ -188,6 +192,7 @@ v1::ModelSpec FromSpec(const ModelSpec& spec) {
   out.set_context_length(spec.context_length);
   out.set_tokenizer(spec.tokenizer);
   out.set_rope(spec.rope == Rope::kAuto ? v1::ROPE_AUTO : v1::ROPE_LONG);
+  out.set_kv_cache_dtype(static_cast<v1::KvCacheDtype>(spec.kv_type));
   return out;
 }
 

@@ -170,6 +170,7 @@ absl::Status Coordinator::Serve(GroupStream* stream, const internal::v1::GroupHe
   leader.kv_blocks = hello.kv_blocks();
   leader.kv_block_size = hello.kv_block_size();
   leader.context_length = hello.context_length();
+  leader.kv_cache_dtype = hello.kv_cache_dtype();
   PHX_RETURN_IF_ERROR(cluster_.LeaderServing(NowMs(), hello.group_id(), hello.epoch(), leader, &actions));
   leaders_[hello.group_id()] = stream;
   Execute(actions);

@@ -92,6 +92,11 @@ absl::Status CompleteSpec(const ModelConfig& config, bool is_directory, ModelSpe
                                                    " positions (0: all)"));
   }
   if (spec->context_length == 0) spec->context_length = config.context_length;
+  if (spec->kv_type == KvType::kInt8 && config.mla) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("spec.kv_cache_dtype is int8, which is not for latent attention (MLA), which ",
+                     spec->path, " has; bf16 and fp32 are"));
+  }
   return absl::OkStatus();
 }
 

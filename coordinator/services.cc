@@ -125,6 +125,14 @@ grpc::ServerUnaryReactor* ClusterService::LoadModel(grpc::CallbackServerContext*
                                               "; it must be ROPE_LONG (1) or ROPE_AUTO (2)")));
     return reactor;
   }
+  if (!v1::KvCacheDtype_IsValid(request->spec().kv_cache_dtype())) {
+    reactor->Finish(grpc::Status(
+        grpc::StatusCode::INVALID_ARGUMENT,
+        absl::StrCat("spec.kv_cache_dtype is ", static_cast<int>(request->spec().kv_cache_dtype()),
+                     "; it must be KV_CACHE_DTYPE_BF16 (1), KV_CACHE_DTYPE_FP32 (2) or "
+                     "KV_CACHE_DTYPE_INT8 (3)")));
+    return reactor;
+  }
   coordinator_->pool()->Post([this, reactor, response, spec = ToSpec(request->spec())]() mutable {
     auto model = OpenModel(std::move(spec));
     coordinator_->loop()->Post([this, reactor, response, model = std::move(model)] {

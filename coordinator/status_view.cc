@@ -82,6 +82,7 @@ void Coordinator::FillStatus(v1::GetStatusResponse* out) const {
       status->set_fingerprint(group->leader->fingerprint);
       status->set_kv_blocks_total(group->leader->kv_blocks);
       status->set_kv_block_size(group->leader->kv_block_size);
+      status->set_kv_cache_dtype(group->leader->kv_cache_dtype);
     }
     status->set_kv_blocks_used(group->load.kv_blocks_used);
     status->set_running(group->load.running);

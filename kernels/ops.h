@@ -25,6 +25,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "base/dtype.h"
+#include "base/kv_type.h"
 #include "base/shard_plan.h"
 #include "kernels/token_counts.h"
 
@@ -245,7 +246,8 @@ class RopeTable {
   virtual int64_t num_positions() const = 0;
 };
 
-// Shape of a paged KV cache of one rank. Blocks hold block_size consecutive positions of all layers.
+// Shape of a paged KV cache of one rank. Blocks hold block_size consecutive positions of all layers. Its type
+// is OpsInfo::kv_type; there is none of int8 for latents (value_dim 0).
 struct KvCacheShape {
   int num_layers = 0;
   int num_kv_heads = 0;  // of this rank; may be 0
@@ -375,15 +377,15 @@ struct OpsInfo {
   std::string device;           // for people: the CPU's or GPU's name
   DType weight_dtype = DType::kF32;  // what PackWeight widens or narrows weights to (but for those that
                                      // a backend keeps quantised)
-  DType kv_dtype = DType::kF32;
-  int kernel_version = 0;  // raised whenever a kernel's bits change
+  KvType kv_type = KvType::kF32;     // of what CreateKvCache makes; never kAuto
+  int kernel_version = 0;            // raised whenever a kernel's bits change
 };
 
 // What every backend refuses before it does anything: InvalidArgument naming the call, the field, its value
 // and what would be right (kernels/validate.cc). Touches no device memory.
 absl::Status Validate(const PackWeightParams& params);
 absl::Status Validate(const RopeConfig& config, int64_t num_positions);
-absl::Status Validate(const KvCacheShape& shape, int64_t num_blocks);
+absl::Status Validate(const KvCacheShape& shape, int64_t num_blocks, KvType type);
 absl::Status Validate(const EmbedParams& params);
 absl::Status Validate(const RmsNormParams& params);
 absl::Status Validate(const MatmulParams& params);
@@ -438,6 +440,7 @@ struct OpsOptions {
   std::string rung = "auto";
   Compute compute = Compute::kFast;
   int num_threads = 1;
+  KvType kv_type = KvType::kAuto;
 };
 
 // The backend factory (kernels/ops.cc, the only place that knows backends).

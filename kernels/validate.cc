@@ -180,7 +180,7 @@ absl::Status Validate(const RopeConfig& c, int64_t num_positions) {
   return absl::OkStatus();
 }
 
-absl::Status Validate(const KvCacheShape& s, int64_t num_blocks) {
+absl::Status Validate(const KvCacheShape& s, int64_t num_blocks, KvType type) {
   PHX_RETURN_IF_ERROR(CheckAtLeast("CreateKvCache: num_layers", s.num_layers, 1));
   PHX_RETURN_IF_ERROR(CheckAtLeast("CreateKvCache: num_kv_heads", s.num_kv_heads, 0));
   PHX_RETURN_IF_ERROR(CheckAtLeast("CreateKvCache: key_dim", s.key_dim, 1));
@@ -188,6 +188,9 @@ absl::Status Validate(const KvCacheShape& s, int64_t num_blocks) {
   PHX_RETURN_IF_ERROR(CheckAtLeast("CreateKvCache: num_blocks", num_blocks, 0));
   if (s.block_size < 1 || kAttentionChunk % s.block_size != 0) {
     return Invalid("CreateKvCache: block_size is ", s.block_size, ", must divide ", kAttentionChunk);
+  }
+  if (type == KvType::kInt8 && s.value_dim == 0) {
+    return Invalid("CreateKvCache: value_dim is 0 (latents, MLA), must be above 0 for a KV cache of int8");
   }
   return absl::OkStatus();
 }

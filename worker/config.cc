@@ -9,6 +9,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/kv_type.h"
 #include "base/status_macros.h"
 #include "base/version.h"
 
@@ -86,6 +87,7 @@ absl::Status WorkerConfig::Validate() const {
   PHX_RETURN_IF_ERROR(CheckName("--host-id", host_id));
   PHX_RETURN_IF_ERROR(CheckRange("--threads", threads, 0, 1024));
   PHX_RETURN_IF_ERROR(CheckOneOf("--rung", rung, kRungs));
+  PHX_RETURN_IF_ERROR(CheckOneOf("--kv-cache-dtype", kv_cache_dtype, kKvTypeNames));
   if (!(kv_fraction > 0 && kv_fraction <= 1)) {
     return absl::InvalidArgumentError(
         absl::StrCat("--kv-fraction is ", kv_fraction, "; it must be above 0 and at most 1"));
@@ -128,6 +130,9 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, WorkerConfig* config) 
   app.add_option("--threads", config->threads,
                  "threads of its kernels (0: the host's cores shared between its workers)");
   app.add_option("--rung", config->rung, "kernels: auto, reference, avx2, avx512 or amx");
+  app.add_option("--kv-cache-dtype", config->kv_cache_dtype,
+                 "what the KV cache is held in where a load request does not say: auto (fp32 in fp32 "
+                 "arithmetic, else bf16), bf16, fp32 or int8 (half of bf16's memory)");
   app.add_option("--kv-fraction", config->kv_fraction, "part of its share of free memory for the KV cache");
   app.add_option("--kv-bytes", config->kv_bytes, "upper limit of the KV cache (0: none)");
   app.add_option("--max-tokens-per-step", config->max_tokens_per_step,
@@ -168,9 +173,10 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, WorkerConfig* config) 
 
 std::string Describe(const WorkerConfig& c) {
   return absl::StrCat("coordinators ", absl::StrJoin(c.coordinators, " "), ", host-id ", c.host_id, ", rung ",
-                      c.rung, ", threads ", c.threads, ", kv-fraction ", c.kv_fraction, ", kv-bytes ",
-                      c.kv_bytes, ", max-tokens-per-step ", c.max_tokens_per_step, ", max-sequences ",
-                      c.max_sequences, ", speculate ", c.speculate, ", max-guesses ", c.max_guesses);
+                      c.rung, ", threads ", c.threads, ", kv-cache-dtype ", c.kv_cache_dtype,
+                      ", kv-fraction ", c.kv_fraction, ", kv-bytes ", c.kv_bytes, ", max-tokens-per-step ",
+                      c.max_tokens_per_step, ", max-sequences ", c.max_sequences, ", speculate ", c.speculate,
+                      ", max-guesses ", c.max_guesses);
 }
 
 }  // namespace phalanx

@@ -22,6 +22,8 @@ struct WorkerConfig {
   std::string metrics_listen;  // --metrics-listen: metrics and health over HTTP; empty: none
   int threads = 0;             // --threads; 0: the host's cores shared between its workers, at least 1
   std::string rung = "auto";   // --rung: auto, reference, avx2 or amx
+  std::string kv_cache_dtype = "auto";  // --kv-cache-dtype: auto (fp32 in fp32 arithmetic, else bf16), bf16,
+                                        // fp32 or int8, for models whose load request names none
   double kv_fraction =
       0.5;               // --kv-fraction: part of this worker's share of free memory that KV blocks may take
   int64_t kv_bytes = 0;  // --kv-bytes: upper limit of it; 0: none

@@ -27,6 +27,7 @@ RankSpec SpecOf(const internal::v1::Assign& assign) {
   spec.num_ranks = assign.num_ranks();
   spec.num_shards = assign.model().shards();
   spec.compute = assign.model().compute() == v1::COMPUTE_FP32 ? Compute::kFp32 : Compute::kFast;
+  spec.kv_type = static_cast<KvType>(assign.model().kv_cache_dtype());
   spec.context_length = assign.model().context_length();
   spec.collective = assign.collective();
   spec.collective_id = assign.collective_id();
@@ -162,6 +163,7 @@ absl::Status GroupMember::Core::RunLeader(LoadedRank* rank,
   hello.set_kv_blocks(options.scheduler.num_blocks);
   hello.set_kv_block_size(options.scheduler.block_size);
   hello.set_context_length(static_cast<int32_t>(options.scheduler.context_length));
+  hello.set_kv_cache_dtype(KvTypeName(rank->ops->info().kv_type));
 
   Leader loop(options, &runner, &server, &server, [core = shared_from_this()](const absl::Status& status) {
     core->End(status.ok() ? absl::InternalError("the leader's loop ended by itself") : status,

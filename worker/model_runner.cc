@@ -25,6 +25,7 @@ constexpr int64_t kAlignment = 64;
 struct RankReport {
   int32_t code = 0;  // absl::StatusCode
   char message[400] = {};
+  char kv_type[8] = {};
   char fingerprint[256] = {};
   char options[160] = {};
   int64_t kv_blocks = 0;
@@ -130,7 +131,7 @@ class Staging {
 std::string Fingerprint(const Checkpoint& checkpoint, const OpsInfo& info, int num_shards) {
   return absl::StrFormat("weights=%016x dtype=%s kv=%s backend=%s isa=%s kernels=%d models=%d shards=%d",
                          checkpoint.ContentHash(), ToAbsl(DTypeName(info.weight_dtype)),
-                         ToAbsl(DTypeName(info.kv_dtype)), info.backend, info.instruction_set,
+                         KvTypeName(info.kv_type), info.backend, info.instruction_set,
                          info.kernel_version, kModelVersion, num_shards);
 }
 
@@ -405,6 +406,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoin
   if (impl->options.context_length == 0) impl->options.context_length = config.context_length;
 
   RankReport report;
+  PutText(KvTypeName(ops->info().kv_type), report.kv_type);
   PutText(Fingerprint(checkpoint, ops->info(), plan.num_shards), report.fingerprint);
   PutText(absl::StrFormat("max_tokens_per_step=%d max_logits_per_step=%d context_length=%d block_size=%d",
                           impl->options.max_tokens_per_step, impl->options.max_logits_per_step,
@@ -412,6 +414,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoin
           report.options);
   const absl::Status loaded = impl->Load(checkpoint, &report);
   PHX_ASSIGN_OR_RETURN(const std::vector<RankReport> reports, ExchangeReports(collective, loaded, report));
+  PHX_RETURN_IF_ERROR(ExpectAlike(reports, &RankReport::kv_type, "KV cache type (--kv-cache-dtype)"));
   PHX_RETURN_IF_ERROR(ExpectAlike(reports, &RankReport::fingerprint, "fingerprint"));
   PHX_RETURN_IF_ERROR(ExpectAlike(reports, &RankReport::options, "set of options"));
 

@@ -47,6 +47,22 @@ absl::StatusOr<int64_t> ContextLength(const RankSpec& spec, const ModelConfig& c
   return spec.context_length;
 }
 
+// What the load request says, else the worker's flag.
+absl::StatusOr<KvType> KvTypeOf(const RankSpec& spec, const WorkerConfig& config, const ModelConfig& model) {
+  const std::optional<KvType> of_worker = KvTypeFromName(config.kv_cache_dtype);
+  if (!of_worker) {
+    return absl::InvalidArgumentError(absl::StrCat("--kv-cache-dtype is '", config.kv_cache_dtype,
+                                                   "'; it must be auto, bf16, fp32 or int8"));
+  }
+  const KvType type = spec.kv_type != KvType::kAuto ? spec.kv_type : *of_worker;
+  if (type == KvType::kInt8 && model.mla) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "kv-cache-dtype int8 (of the ", spec.kv_type != KvType::kAuto ? "load request" : "worker's flag",
+        ") is not for latent attention (MLA), which ", spec.path, " has; auto, bf16 and fp32 are"));
+  }
+  return type;
+}
+
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<const TokenBytes>> LoadTokenBytes(const std::string& path,
@@ -89,6 +105,7 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   ops_options.compute = spec.compute;
   ops_options.num_threads =
       config.threads > 0 ? config.threads : std::max(1, host.cpus / spec.workers_on_host);
+  PHX_ASSIGN_OR_RETURN(ops_options.kv_type, KvTypeOf(spec, config, rank->config));
   PHX_ASSIGN_OR_RETURN(rank->ops, CreateOps(ops_options));
   rank->fingerprint = Fingerprint(*rank->checkpoint, rank->ops->info(), spec.num_shards);
 
@@ -104,10 +121,11 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   options.max_kv_blocks =
       std::min<int64_t>(blocks_per_sequence * config.max_sequences, std::numeric_limits<int32_t>::max());
   spdlog::info(
-      "rank {} of {}: {} threads, about {} MiB of weights, up to {} MiB of KV cache ({} MiB available to {} "
-      "workers)",
+      "rank {} of {}: {} threads, about {} MiB of weights, up to {} MiB of KV cache in {} ({} MiB available "
+      "to "
+      "{} workers)",
       spec.rank, spec.num_ranks, ops_options.num_threads, weight_bytes >> 20, options.kv_bytes >> 20,
-      host.memory_available >> 20, spec.workers_on_host);
+      KvTypeName(rank->ops->info().kv_type), host.memory_available >> 20, spec.workers_on_host);
 
   const CollectiveNeeds needs = CollectiveNeedsOf(rank->config, rank->plan, options);
   CollectiveOptions collective;

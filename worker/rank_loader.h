@@ -27,8 +27,9 @@ struct RankSpec {
   int num_ranks = 1;
   int num_shards = kDefaultShards;
   Compute compute = Compute::kFast;
-  int64_t context_length = 0;  // 0: the model's own
-  std::string collective;      // kind
+  KvType kv_type = KvType::kAuto;  // auto: what WorkerConfig says
+  int64_t context_length = 0;      // 0: the model's own
+  std::string collective;          // kind
   std::string collective_id;
   int workers_on_host = 1;
 };

@@ -16,6 +16,8 @@ namespace {
 constexpr int kTileRows = 16;
 constexpr int kTileK = 32;
 constexpr int kChunk = 256;
+constexpr int kInt8Group = 32;  // channels of a scale, and of a tile of keys
+static_assert(kInt8Group == kTileK);
 
 // What a pair of row tiles and a pair of panels of weights make: tiles 0..3 sums, 4 and 5 rows, 6 and 7
 // weights.
@@ -170,6 +172,15 @@ void Join(const AttentionVectors& p, int v, float chunk_max, float chunk_sum) {
   }
 }
 
+inline __m512 Int8Floats(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
+inline void StoreBf16(__m512 low, __m512 high, uint16_t* out) {
+  const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
+  memcpy(out, &both, sizeof(both));
+}
+
 }  // namespace
 
 void AmxStoreKey(const float* key, int64_t n, uint16_t* place) {
@@ -198,6 +209,32 @@ void AmxStoreValue(const float* value, int64_t n, bool odd, int64_t panel_stride
     const __m512i kept = _mm512_maskz_set1_epi32(lanes, odd ? -0x10000 : 0xffff);
     _mm512_mask_storeu_epi16(place, _mm512_movepi16_mask(kept), odd ? _mm512_slli_epi32(words, 16) : words);
   }
+}
+
+void AmxWidenKeys(const int8_t* panel, const uint16_t* scales, int64_t stride, int64_t depth, uint16_t* out) {
+  const __m512i lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  for (int64_t d = 0; d < depth; d += kInt8Group, scales += stride) {
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales));
+    const __m512 of_key = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+    const __m512 low = _mm512_permutexvar_ps(lanes, of_key);
+    const __m512 high = _mm512_permutexvar_ps(_mm512_add_epi32(lanes, _mm512_set1_epi32(8)), of_key);
+    for (int pair = 0; pair < kInt8Group / 2; ++pair, panel += 2 * kPanel, out += 2 * kPanel) {
+      StoreBf16(_mm512_mul_ps(Int8Floats(panel), low), _mm512_mul_ps(Int8Floats(panel + kPanel), high), out);
+    }
+  }
+}
+
+void AmxWidenValues(const int8_t* panel, const uint16_t* scales, int keys, int padded, uint16_t* out) {
+  int j = 0;
+  for (; j < keys; j += 2, panel += 2 * kPanel, out += 2 * kPanel) {
+    // Words of the two keys' scales: even lanes are the first's, odd ones the second's.
+    const int both = scales[j] | (j + 1 < keys ? scales[j + 1] << 16 : 0);
+    const __m512i words = _mm512_set1_epi32(both);
+    const __m512 scale = _mm512_castsi512_ps(
+        _mm512_mask_slli_epi32(_mm512_and_epi32(words, _mm512_set1_epi32(-0x10000)), 0x5555, words, 16));
+    StoreBf16(_mm512_mul_ps(Int8Floats(panel), scale), _mm512_mul_ps(Int8Floats(panel + kPanel), scale), out);
+  }
+  if (j < padded) memset(out, 0, static_cast<size_t>(padded - j) * kPanel * sizeof(uint16_t));
 }
 
 void AmxAttentionChunk(const AmxAttentionChunkParams& c) {

@@ -10,6 +10,7 @@ namespace phalanx {
 namespace {
 
 constexpr int kChunk = 256;
+constexpr int kInt8Group = 32;  // channels of a scale
 
 // scores[v][j] = q_v . k_j for the keys [0, num_keys) of the chunk, and whatever follows up to a panel's end.
 template <typename W>
@@ -115,6 +116,15 @@ void Join(const Avx2AttentionChunkParams& c, int v, float chunk_max, float chunk
   }
 }
 
+inline __m256 Int8Floats(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+
+inline __m256 Bf16Scales(const uint16_t* p) {
+  const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+}
+
 template <typename W>
 void Chunk(const Avx2AttentionChunkParams& c) {
   int num_keys = 0;
@@ -137,6 +147,25 @@ void Chunk(const Avx2AttentionChunkParams& c) {
 }
 
 }  // namespace
+
+void Avx2WidenKeys(const int8_t* panel, const uint16_t* scales, int64_t stride, int64_t depth, float* out) {
+  for (int64_t begin = 0; begin < depth; begin += kInt8Group, scales += stride) {
+    const __m256 low = Bf16Scales(scales), high = Bf16Scales(scales + 8);
+    const int64_t end = begin + kInt8Group < depth ? begin + kInt8Group : depth;
+    for (int64_t d = begin; d < end; ++d, panel += kPanel, out += kPanel) {
+      _mm256_storeu_ps(out, _mm256_mul_ps(Int8Floats(panel), low));
+      _mm256_storeu_ps(out + 8, _mm256_mul_ps(Int8Floats(panel + 8), high));
+    }
+  }
+}
+
+void Avx2WidenValues(const int8_t* panel, const uint16_t* scales, int keys, float* out) {
+  for (int j = 0; j < keys; ++j, panel += kPanel, out += kPanel) {
+    const __m256 scale = _mm256_castsi256_ps(_mm256_set1_epi32(scales[j] << 16));
+    _mm256_storeu_ps(out, _mm256_mul_ps(Int8Floats(panel), scale));
+    _mm256_storeu_ps(out + 8, _mm256_mul_ps(Int8Floats(panel + 8), scale));
+  }
+}
 
 void Avx2AttentionChunk(const Avx2AttentionChunkParams& c) { c.bf16 ? Chunk<uint16_t>(c) : Chunk<float>(c); }
 

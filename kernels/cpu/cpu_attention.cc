@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/status_macros.h"
+#include "kernels/int8_kv.h"
 #include "kernels/numeric.h"
 
 namespace phalanx {
@@ -85,34 +86,74 @@ void StorePosition(const CpuKvCache& cache, int64_t offset, const float* key, co
   }
 }
 
+// Quantises `n` channels of a position; calls put(d, q) for each.
+template <typename Put>
+void StoreInt8(const float* x, int64_t n, int64_t block_size, uint16_t* scales, Put put) {
+  int8_t q[kInt8KvGroup];
+  for (int64_t begin = 0; begin < n; begin += kInt8KvGroup, scales += block_size) {
+    const int64_t end = std::min(n, begin + kInt8KvGroup);
+    *scales = QuantiseInt8Kv(x + begin, end - begin, q);
+    for (int64_t d = begin; d < end; ++d) put(d, q[d - begin]);
+  }
+}
+
+template <PanelFormat kFormat>
+void StoreInt8Position(const CpuKvCache& cache, int64_t offset, const float* key, const float* value,
+                       int8_t* keys, int8_t* values, uint16_t* key_scales, uint16_t* value_scales) {
+  const KvCacheShape shape = cache.shape();
+  const int64_t depth = cache.key_depth();
+  const bool panels = cache.panels();
+  StoreInt8(key, shape.key_dim, shape.block_size, key_scales + offset, [&](int64_t d, int8_t q) {
+    keys[panels ? KeyIndex<kFormat>(depth, offset, d) : offset * shape.key_dim + d] = q;
+  });
+  StoreInt8(value, shape.value_dim, shape.block_size, value_scales + offset, [&](int64_t d, int8_t q) {
+    values[panels ? ValueIndex<kFormat>(shape.block_size, offset, d) : offset * shape.value_dim + d] = q;
+  });
+}
+
 // Gathers keys (may be null) and values of `num_keys` positions from `begin` into panels of kAttentionChunk
 // keys. What follows the last key and the last channel, up to a tile's end, is zero.
-template <PanelFormat kFormat>
+template <PanelFormat kFormat, bool kInt8>
 void Gather(const CpuKvCache& cache, const AttentionParams& p, const AttentionSequence& sequence, int head,
             int64_t begin, int num_keys, void* keys_out, void* values_out) {
   using T = Element<kFormat>;
+  using Held = std::conditional_t<kInt8, int8_t, T>;
   const KvCacheShape& s = cache.shape();
   const int64_t depth = cache.key_depth();
   const int value_dim = p.latent_value_dim > 0 ? p.latent_value_dim : s.value_dim;
   auto* keys = static_cast<T*>(keys_out);
   auto* values = static_cast<T*>(values_out);
   for (int64_t j = 0; j < RoundUp(num_keys, kValueTile); ++j) {
-    const T* from_keys = nullptr;
-    const T* from_values = nullptr;
+    const Held* from_keys = nullptr;
+    const Held* from_values = nullptr;
+    const uint16_t* key_scales = nullptr;
+    const uint16_t* value_scales = nullptr;
     const int64_t offset = (begin + j) % s.block_size;
     if (j < num_keys) {
       const int64_t block = sequence.block_table[(begin + j) / s.block_size];
-      from_keys = reinterpret_cast<const T*>(cache.Keys(block, p.layer, head));
-      from_values = reinterpret_cast<const T*>(cache.Values(block, p.layer, head));
+      from_keys = reinterpret_cast<const Held*>(cache.Keys(block, p.layer, head));
+      from_values = reinterpret_cast<const Held*>(cache.Values(block, p.layer, head));
+      key_scales = cache.KeyScales(block, p.layer, head);
+      value_scales = cache.ValueScales(block, p.layer, head);
     }
+    const auto read = [&](Held held, const uint16_t* scales, int64_t d) {
+      if constexpr (kInt8) {
+        return Rounded<kFormat>(static_cast<float>(held) *
+                                FloatFromBf16(scales[d / kInt8KvGroup * s.block_size + offset]));
+      } else {
+        return held;
+      }
+    };
     const auto key = [&](int64_t d) {
       if (from_keys == nullptr || d >= s.key_dim) return T{0};
-      return from_keys[cache.panels() ? KeyIndex<kFormat>(depth, offset, d) : offset * s.key_dim + d];
+      const int64_t at = cache.panels() ? KeyIndex<kFormat>(depth, offset, d) : offset * s.key_dim + d;
+      return read(from_keys[at], key_scales, d);
     };
     const auto value = [&](int64_t d) {
       if (from_values == nullptr) return T{0};
-      return from_values[cache.panels() ? ValueIndex<kFormat>(s.block_size, offset, d)
-                                        : offset * s.value_dim + d];
+      const int64_t at =
+          cache.panels() ? ValueIndex<kFormat>(s.block_size, offset, d) : offset * s.value_dim + d;
+      return read(from_values[at], value_scales, d);
     };
     if (keys != nullptr) {
       for (int64_t d = 0; d < depth; ++d) keys[KeyIndex<kFormat>(depth, j, d)] = key(d);
@@ -123,19 +164,75 @@ void Gather(const CpuKvCache& cache, const AttentionParams& p, const AttentionSe
   }
 }
 
+// Widens a chunk's int8 panels to panels of kAttentionChunk keys. What follows the last key is as Gather
+// leaves it, but for keys up to a panel's end, which hold anything.
+void Widen(const CpuKvCache& cache, const AttentionParams& p, const AttentionSequence& sequence, int head,
+           int64_t begin, int num_keys, char* keys_out, char* values_out) {
+  const KvCacheShape& s = cache.shape();
+  const int64_t depth = cache.key_depth(), bytes = cache.format().panel_bytes();
+  const bool amx = cache.format().panels == PanelFormat::kAmxBf16;
+  for (int64_t j = 0; j < num_keys; j += s.block_size) {
+    const int64_t block = sequence.block_table[(begin + j) / s.block_size];
+    const auto here = static_cast<int>(std::min<int64_t>(s.block_size, num_keys - j));
+    const bool last = j + s.block_size >= num_keys;
+    const auto* keys = reinterpret_cast<const int8_t*>(cache.Keys(block, p.layer, head));
+    const auto* values = reinterpret_cast<const int8_t*>(cache.Values(block, p.layer, head));
+    const uint16_t* key_scales = cache.KeyScales(block, p.layer, head);
+    const uint16_t* value_scales = cache.ValueScales(block, p.layer, head);
+    for (int64_t k = 0; k < here; k += kPanel) {
+      char* to = keys_out + (j + k) * depth * bytes;
+      if (amx) {
+        AmxWidenKeys(keys + k * depth, key_scales + k, s.block_size, depth, reinterpret_cast<uint16_t*>(to));
+      } else {
+        Avx2WidenKeys(keys + k * depth, key_scales + k, s.block_size, depth, reinterpret_cast<float*>(to));
+      }
+    }
+    for (int64_t d = 0; d < s.value_dim; d += kPanel) {
+      const int8_t* from = values + d * s.block_size;
+      const uint16_t* scales = value_scales + d / kInt8KvGroup * s.block_size;
+      char* to = values_out + (d * kAttentionChunk + j * kPanel) * bytes;
+      if (amx) {
+        const auto padded = static_cast<int>(last ? RoundUp(num_keys, kValueTile) - j : s.block_size);
+        AmxWidenValues(from, scales, here, padded, reinterpret_cast<uint16_t*>(to));
+      } else {
+        Avx2WidenValues(from, scales, here, reinterpret_cast<float*>(to));
+      }
+    }
+  }
+}
+
 }  // namespace
+
+KvFormat KvFormat::Of(KvType type, PanelFormat products) {
+  const bool amx = products == PanelFormat::kAmxBf16;
+  switch (type) {
+    case KvType::kAuto:
+    case KvType::kF32:
+      break;
+    case KvType::kBf16:
+      return {amx ? PanelFormat::kAmxBf16 : PanelFormat::kBf16};
+    case KvType::kInt8:
+      return {amx ? PanelFormat::kAmxBf16 : PanelFormat::kF32, true};
+  }
+  return {PanelFormat::kF32};
+}
 
 int64_t CpuKvCache::KeyDepth(const KvCacheShape& s, PanelFormat format) {
   return format == PanelFormat::kAmxBf16 ? RoundUp(s.key_dim, kAmxGemmBf16.k_unit) : s.key_dim;
 }
 
-int64_t CpuKvCache::BlockBytes(const KvCacheShape& s, PanelFormat format) {
-  const int64_t elements = int64_t{s.block_size} * (KeyDepth(s, format) + ValuePanels(s.value_dim) * kPanel);
-  return int64_t{s.num_layers} * s.num_kv_heads * elements * (format == PanelFormat::kF32 ? 4 : 2);
+int64_t CpuKvCache::BlockBytes(const KvCacheShape& s, KvFormat format) {
+  const int64_t elements =
+      int64_t{s.block_size} * (KeyDepth(s, format.panels) + int64_t{ValuePanels(s.value_dim)} * kPanel);
+  const int64_t scales =
+      format.int8 ? s.block_size * (Int8KvGroups(s.key_dim) + Int8KvGroups(s.value_dim)) : 0;
+  return int64_t{s.num_layers} * s.num_kv_heads *
+         (RoundUp(elements * format.held_bytes(), sizeof(uint16_t)) +
+          scales * static_cast<int64_t>(sizeof(uint16_t)));
 }
 
 absl::StatusOr<std::unique_ptr<CpuKvCache>> CpuKvCache::Create(const KvCacheShape& shape, int64_t num_blocks,
-                                                               PanelFormat format) {
+                                                               KvFormat format) {
   std::unique_ptr<CpuKvCache> cache(new CpuKvCache);
   cache->shape_ = shape;
   cache->num_blocks_ = num_blocks;
@@ -151,15 +248,32 @@ const char* CpuKvCache::Keys(int64_t block, int layer, int head) const {
 }
 
 const char* CpuKvCache::Values(int64_t block, int layer, int head) const {
-  return Keys(block, layer, head) + shape_.block_size * key_depth() * element_bytes();
+  return Keys(block, layer, head) + shape_.block_size * key_depth() * format_.held_bytes();
+}
+
+const uint16_t* CpuKvCache::KeyScales(int64_t block, int layer, int head) const {
+  return ValueScales(block, layer, head) - shape_.block_size * Int8KvGroups(shape_.key_dim);
+}
+
+const uint16_t* CpuKvCache::ValueScales(int64_t block, int layer, int head) const {
+  return reinterpret_cast<const uint16_t*>(Keys(block, layer, head) + head_bytes_) -
+         shape_.block_size * Int8KvGroups(shape_.value_dim);
 }
 
 void CpuKvCache::Store(int64_t slot, int layer, int head, const float* key, const float* value) {
   const int64_t block = slot / shape_.block_size;
   char* keys = const_cast<char*>(Keys(block, layer, head));
   char* values = const_cast<char*>(Values(block, layer, head));
-  WithFormat(format_, [&](auto format) {
-    StorePosition<decltype(format)::value>(*this, slot % shape_.block_size, key, value, keys, values);
+  const int64_t offset = slot % shape_.block_size;
+  WithFormat(format_.panels, [&](auto format) {
+    if (format_.int8) {
+      StoreInt8Position<decltype(format)::value>(*this, offset, key, value, reinterpret_cast<int8_t*>(keys),
+                                                 reinterpret_cast<int8_t*>(values),
+                                                 const_cast<uint16_t*>(KeyScales(block, layer, head)),
+                                                 const_cast<uint16_t*>(ValueScales(block, layer, head)));
+      return;
+    }
+    StorePosition<decltype(format)::value>(*this, offset, key, value, keys, values);
   });
 }
 
@@ -167,11 +281,11 @@ void CpuKvCache::Store(int64_t slot, int layer, int head, const float* key, cons
 struct CpuAttention::Layout {
   Layout(const AttentionParams& p, const CpuKvCache& cache, int max_vectors) {
     const KvCacheShape& s = cache.shape();
-    const bool amx = cache.format() == PanelFormat::kAmxBf16;
+    const bool amx = cache.format().panels == PanelFormat::kAmxBf16;
     const int value_dim = p.latent_value_dim > 0 ? p.latent_value_dim : s.value_dim;
     const int64_t value_width = int64_t{ValuePanels(value_dim)} * kPanel;
     const int64_t vectors = RoundUp(max_vectors, kAmxGemmBf16.max_tile_rows);
-    const bool gather_keys = !cache.panels();
+    const bool gather_keys = !cache.panels() || cache.format().int8;
     const bool gather_values = gather_keys || p.latent_value_dim > 0 || (amx && s.block_size < kValueTile);
     const auto take = [this](int64_t size) {
       const int64_t at = bytes;
@@ -191,8 +305,8 @@ struct CpuAttention::Layout {
     value_pointers = take(kAttentionChunk / kPanel * 8);
     value_strides = take(kAttentionChunk / kPanel * 8);
     last_tile = take(kValueTile * value_width * 2);
-    if (gather_keys) keys = take(kAttentionChunk * cache.key_depth() * cache.element_bytes());
-    if (gather_values) values = take(kAttentionChunk * value_width * cache.element_bytes());
+    if (gather_keys) keys = take(kAttentionChunk * cache.key_depth() * cache.format().panel_bytes());
+    if (gather_values) values = take(kAttentionChunk * value_width * cache.format().panel_bytes());
   }
   int64_t bytes = 0;
   int64_t plain_q, q, scores, weights, partial, out, max, sum, num_keys;
@@ -215,10 +329,16 @@ struct CpuAttention::Work {
   // Gathered keys and values of a chunk, where the layout wants them.
   void GatherChunk(int64_t begin, int keys) const {
     if (layout.values < 0) return;
-    WithFormat(cache.format(), [&](auto format) {
-      Gather<decltype(format)::value>(cache, params, *task.sequence, head(), begin, keys,
-                                      layout.keys >= 0 ? scratch + layout.keys : nullptr,
-                                      scratch + layout.values);
+    char* keys_to = layout.keys >= 0 ? scratch + layout.keys : nullptr;
+    char* values_to = scratch + layout.values;
+    if (cache.format().int8 && cache.panels()) {
+      return Widen(cache, params, *task.sequence, head(), begin, keys, keys_to, values_to);
+    }
+    WithFormat(cache.format().panels, [&](auto format) {
+      constexpr PanelFormat kFormat = decltype(format)::value;
+      cache.format().int8
+          ? Gather<kFormat, true>(cache, params, *task.sequence, head(), begin, keys, keys_to, values_to)
+          : Gather<kFormat, false>(cache, params, *task.sequence, head(), begin, keys, keys_to, values_to);
     });
   }
   int64_t Block(int64_t position) const {
@@ -266,7 +386,7 @@ void CpuAttention::RunTask(const Work& work) {
   const AttentionParams& p = work.params;
   const KvCacheShape& s = work.cache.shape();
   const Task& task = work.task;
-  const bool amx = work.cache.format() == PanelFormat::kAmxBf16;
+  const bool amx = work.cache.format().panels == PanelFormat::kAmxBf16;
   const int value_dim = p.latent_value_dim > 0 ? p.latent_value_dim : s.value_dim;
   const int num_vectors = task.num_rows * task.num_heads;
   // Vector v is row v / heads, head v % heads.
@@ -332,7 +452,7 @@ void CpuAttention::RunAvx2Chunk(const Work& work, const AttentionVectors& vector
   const auto** values = work.At<const void*>(layout.value_pointers);
   Avx2AttentionChunkParams c;
   c.v = vectors;
-  c.bf16 = cache.format() == PanelFormat::kBf16;
+  c.bf16 = cache.format().panels == PanelFormat::kBf16;
   c.key_dim = cache.shape().key_dim;
   // Latent values of a panel cache: keys are read where they lie, values from the gathered panels, cut alike.
   const bool in_place = layout.keys < 0;
@@ -344,7 +464,7 @@ void CpuAttention::RunAvx2Chunk(const Work& work, const AttentionVectors& vector
     const int64_t block = in_place ? work.Block(begin + int64_t{b} * c.block_keys) : 0;
     keys[b] = in_place ? cache.Keys(block, work.params.layer, work.head()) : work.scratch + layout.keys;
     values[b] = layout.values >= 0 ? work.scratch + layout.values +
-                                         int64_t{b} * c.block_keys * kPanel * cache.element_bytes()
+                                         int64_t{b} * c.block_keys * kPanel * cache.format().panel_bytes()
                                    : cache.Values(block, work.params.layer, work.head());
   }
   Avx2AttentionChunk(c);

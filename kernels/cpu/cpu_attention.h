@@ -13,28 +13,43 @@
 
 namespace phalanx {
 
+// How a cache is held, and what the kernels read.
+struct KvFormat {
+  PanelFormat panels;
+  // Held as kernels/int8_kv.h says, in the places that elements have in the panels; widened to them where it
+  // is read.
+  bool int8 = false;
+
+  static KvFormat Of(KvType type, PanelFormat products);
+  bool operator==(const KvFormat&) const = default;
+  int64_t panel_bytes() const { return panels == PanelFormat::kF32 ? 4 : 2; }  // of an element
+  int64_t held_bytes() const { return int8 ? 1 : panel_bytes(); }              // likewise
+};
+
 // [block][layer][kv head]: keys in panels [block_size / 16][key_depth][16 keys], then values in panels
 // [ceil(value_dim / 16)][block_size][16 channels], in simd_kernels.h's formats (AMX: key_depth is key_dim
 // rounded up to 32, the rest zero; else key_dim). Blocks of less than 16 positions hold rows instead:
-// [block_size][key_dim], [block_size][value_dim], and are gathered into panels when they are read.
+// [block_size][key_dim], [block_size][value_dim], and are gathered into panels when they are read. Of int8,
+// scales follow: [groups of a key][block_size], [groups of a value][block_size].
 class CpuKvCache : public KvCache {
  public:
   static absl::StatusOr<std::unique_ptr<CpuKvCache>> Create(const KvCacheShape& shape, int64_t num_blocks,
-                                                            PanelFormat format);
-  static int64_t BlockBytes(const KvCacheShape& shape, PanelFormat format);
+                                                            KvFormat format);
+  static int64_t BlockBytes(const KvCacheShape& shape, KvFormat format);
 
   const KvCacheShape& shape() const override { return shape_; }
   int64_t num_blocks() const override { return num_blocks_; }
-  PanelFormat format() const { return format_; }
-  int64_t element_bytes() const { return format_ == PanelFormat::kF32 ? 4 : 2; }
-  int64_t key_depth() const { return KeyDepth(shape_, format_); }
+  KvFormat format() const { return format_; }
+  int64_t key_depth() const { return KeyDepth(shape_, format_.panels); }
   bool panels() const { return shape_.block_size >= kPanel; }
 
   // Rounds and writes one position of one head.
   void Store(int64_t slot, int layer, int head, const float* key, const float* value);
-  // First byte of a block's keys and values.
+  // First byte of a block's keys and values, and the scales of int8: [group][position].
   const char* Keys(int64_t block, int layer, int head) const;
   const char* Values(int64_t block, int layer, int head) const;
+  const uint16_t* KeyScales(int64_t block, int layer, int head) const;
+  const uint16_t* ValueScales(int64_t block, int layer, int head) const;
 
  private:
   CpuKvCache() = default;
@@ -42,7 +57,7 @@ class CpuKvCache : public KvCache {
 
   KvCacheShape shape_;
   int64_t num_blocks_ = 0;
-  PanelFormat format_ = PanelFormat::kF32;
+  KvFormat format_ = {PanelFormat::kF32};
   int64_t head_bytes_ = 0;  // of a block
   std::unique_ptr<HostBuffer> memory_;
 };

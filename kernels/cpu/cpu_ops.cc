@@ -34,6 +34,7 @@ absl::StatusOr<std::unique_ptr<Ops>> CpuOps::Create(const OpsOptions& options) {
 CpuOps::CpuOps(const OpsOptions& options, const GemmKernels& kernels, const QuantKernels* quant)
     : ReferenceOps(options, kAvx2SamplingLoops),
       kernels_(kernels),
+      kv_format_(KvFormat::Of(info_.kv_type, kernels.format)),
       quant_(quant),
       pool_(options.num_threads),
       gemm_(pool_),
@@ -67,13 +68,13 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> CpuOps::PackWeight(const PackWeigh
 }
 
 int64_t CpuOps::KvBlockBytes(const KvCacheShape& shape) const {
-  return CpuKvCache::BlockBytes(shape, kernels_.format);
+  return CpuKvCache::BlockBytes(shape, kv_format_);
 }
 
 absl::StatusOr<std::unique_ptr<KvCache>> CpuOps::CreateKvCache(const KvCacheShape& shape,
                                                                int64_t num_blocks) {
-  PHX_RETURN_IF_ERROR(Validate(shape, num_blocks));
-  return CpuKvCache::Create(shape, num_blocks, kernels_.format);
+  PHX_RETURN_IF_ERROR(Validate(shape, num_blocks, info_.kv_type));
+  return CpuKvCache::Create(shape, num_blocks, kv_format_);
 }
 
 absl::Status CpuOps::RmsNorm(const RmsNormParams& p) {
@@ -165,7 +166,7 @@ absl::Status CpuOps::RopeStoreKv(const RopeStoreKvParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
   PHX_RETURN_IF_ERROR(CheckHostContents(p));
   auto* cache = dynamic_cast<CpuKvCache*>(p.cache);
-  if (cache == nullptr || cache->format() != kernels_.format) {
+  if (cache == nullptr || cache->format() != kv_format_) {
     return absl::InvalidArgumentError("RopeStoreKv: cache was made by other Ops");
   }
   for (size_t i = 0; i < p.tables.size(); ++i) {
@@ -197,7 +198,7 @@ absl::Status CpuOps::Attention(const AttentionParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
   PHX_RETURN_IF_ERROR(CheckHostContents(p));
   const auto* cache = dynamic_cast<const CpuKvCache*>(p.cache);
-  if (cache == nullptr || cache->format() != kernels_.format) {
+  if (cache == nullptr || cache->format() != kv_format_) {
     return absl::InvalidArgumentError("Attention: cache was made by other Ops");
   }
   return attention_.Run(p, *cache);

@@ -44,6 +44,7 @@ class CpuOps : public ReferenceOps {
   void ForRows(int64_t rows, int64_t elements_per_row, Body&& body);
 
   const GemmKernels& kernels_;
+  const KvFormat kv_format_;
   const QuantKernels* const quant_;  // null: every weight is widened
   ThreadPool pool_;
   CpuGemm gemm_;

@@ -193,6 +193,14 @@ void AmxStoreKey(const float* key, int64_t n, uint16_t* place);
 // is, panel_stride elements from 16 channels to the next.
 void AmxStoreValue(const float* value, int64_t n, bool odd, int64_t panel_stride, uint16_t* place);
 
+// Widening of int8 (kernels/int8_kv.h): q * scale, which AMX rounds to bf16. Scales are bf16, that of
+// position j in group g at [g * stride + j]. A panel of 16 keys of `depth` channels:
+void Avx2WidenKeys(const int8_t* panel, const uint16_t* scales, int64_t stride, int64_t depth, float* out);
+void AmxWidenKeys(const int8_t* panel, const uint16_t* scales, int64_t stride, int64_t depth, uint16_t* out);
+// A panel of 16 channels of one group: `keys` values; up to `padded`, an even number, zeros follow.
+void Avx2WidenValues(const int8_t* panel, const uint16_t* scales, int keys, float* out);
+void AmxWidenValues(const int8_t* panel, const uint16_t* scales, int keys, int padded, uint16_t* out);
+
 // y = x / sum.
 void Avx2Divide(const float* x, float sum, int64_t n, float* y);
 

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "kernels/dequantize.h"
+#include "kernels/int8_kv.h"
 #include "kernels/numeric.h"
 #include "kernels/validate.h"
 
@@ -67,6 +68,27 @@ class ReferenceKvCache : public KvCache {
   std::unique_ptr<HostBuffer> memory_;
 };
 
+// What is read back of `n` channels of a head, as floats.
+void RoundToCache(KvType type, const float* x, int64_t n, float* to) {
+  switch (type) {
+    case KvType::kAuto:
+    case KvType::kF32:
+      std::copy_n(x, n, to);
+      return;
+    case KvType::kBf16:
+      for (int64_t i = 0; i < n; ++i) to[i] = RoundToBf16(x[i]);
+      return;
+    case KvType::kInt8:
+      for (int64_t begin = 0; begin < n; begin += kInt8KvGroup) {
+        const int64_t end = std::min<int64_t>(n, begin + kInt8KvGroup);
+        std::array<int8_t, kInt8KvGroup> q;
+        const float scale = FloatFromBf16(QuantiseInt8Kv(x + begin, end - begin, q.data()));
+        for (int64_t i = begin; i < end; ++i) to[i] = static_cast<float>(q[i - begin]) * scale;
+      }
+      return;
+  }
+}
+
 float DotFrom(float sum, const float* a, const float* b, int64_t n) {
   for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
   return sum;
@@ -86,7 +108,9 @@ ReferenceOps::ReferenceOps(const OpsOptions& options, const SamplingLoops& loops
   info_.instruction_set = "scalar";
   info_.device = HostCpuName();
   info_.weight_dtype = options.compute == Compute::kFast ? DType::kBF16 : DType::kF32;
-  info_.kv_dtype = info_.weight_dtype;
+  info_.kv_type = options.kv_type != KvType::kAuto    ? options.kv_type
+                  : options.compute == Compute::kFast ? KvType::kBf16
+                                                      : KvType::kF32;
   info_.kernel_version = kKernelVersion;
 }
 
@@ -134,7 +158,7 @@ int64_t ReferenceOps::KvBlockBytes(const KvCacheShape& s) const {
 
 absl::StatusOr<std::unique_ptr<KvCache>> ReferenceOps::CreateKvCache(const KvCacheShape& shape,
                                                                      int64_t num_blocks) {
-  PHX_RETURN_IF_ERROR(Validate(shape, num_blocks));
+  PHX_RETURN_IF_ERROR(Validate(shape, num_blocks, info_.kv_type));
   PHX_ASSIGN_OR_RETURN(auto memory, HostBuffer::Create(KvBlockBytes(shape) * num_blocks));
   return std::make_unique<ReferenceKvCache>(shape, num_blocks, std::move(memory));
 }
@@ -254,7 +278,6 @@ absl::Status ReferenceOps::RopeStoreKv(const RopeStoreKvParams& p) {
   auto* cache = dynamic_cast<ReferenceKvCache*>(p.cache);
   if (cache == nullptr) return absl::InvalidArgumentError("RopeStoreKv: cache is of another backend");
   const KvCacheShape& shape = cache->shape();
-  const bool round = info_.kv_dtype == DType::kBF16;
   std::vector<float> key(static_cast<size_t>(shape.key_dim));
   for (int64_t t = 0; t < p.q.rows; ++t) {
     const auto* table = dynamic_cast<const HostRopeTable*>(p.tables[static_cast<size_t>(p.rope_mode[t])]);
@@ -266,13 +289,10 @@ absl::Status ReferenceOps::RopeStoreKv(const RopeStoreKvParams& p) {
     for (int g = 0; g < shape.num_kv_heads; ++g) {
       std::copy_n(RowOf(p.k, t) + int64_t{g} * shape.key_dim, shape.key_dim, key.begin());
       RotateHead(*table, p.positions[t], key.data() + p.rope_offset);
-      float* to = cache->Key(p.slots[t], p.layer, g);
-      for (int i = 0; i < shape.key_dim; ++i) to[i] = round ? RoundToBf16(key[i]) : key[i];
-      to = cache->Value(p.slots[t], p.layer, g);
-      for (int i = 0; i < shape.value_dim; ++i) {
-        const float v = RowOf(p.v, t)[int64_t{g} * shape.value_dim + i];
-        to[i] = round ? RoundToBf16(v) : v;
-      }
+      RoundToCache(info_.kv_type, key.data(), shape.key_dim, cache->Key(p.slots[t], p.layer, g));
+      if (shape.value_dim == 0) continue;
+      RoundToCache(info_.kv_type, RowOf(p.v, t) + int64_t{g} * shape.value_dim, shape.value_dim,
+                   cache->Value(p.slots[t], p.layer, g));
     }
   }
   return absl::OkStatus();

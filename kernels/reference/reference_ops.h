@@ -1,6 +1,5 @@
 // ReferenceOps: the specification of Ops in plain fp32 loops, and the base of the host backends, which
-// override what is worth being fast. Compute::kFast rounds weights and the KV cache to BF16; activations are
-// fp32 always.
+// override what is worth being fast. Compute::kFast rounds weights to BF16; activations are fp32 always.
 #pragma once
 
 #include <memory>

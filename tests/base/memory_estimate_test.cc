@@ -117,6 +117,25 @@ TEST(MemoryEstimateTest, LatentAttentionAndExperts) {
   }
 }
 
+// Int8 has two bytes for each 32 channels of a head beside them.
+TEST(MemoryEstimateTest, Int8KvCountsItsScales) {
+  ModelConfig config = Known("phi-4");
+  const auto sizes = WeightSizesOf(config, WeightFormat::kBf16);
+  ASSERT_TRUE(sizes.ok());
+  MemoryOptions options{.device_bytes = int64_t{80} << 30};
+  const auto bf16 = EstimateMemory(config, *sizes, options, 4);
+  options.kv_element_bytes = 1;
+  options.kv_scale_bytes = 2;
+  const auto int8 = EstimateMemory(config, *sizes, options, 4);
+  ASSERT_TRUE(bf16.ok() && int8.ok());
+  EXPECT_EQ(int8->kv_bytes_per_token * 32, bf16->kv_bytes_per_token * 17);
+  EXPECT_GT(int8->tokens, bf16->tokens * 18 / 10);
+  config.key_dim = 80;  // three groups
+  const auto odd = EstimateMemory(config, *sizes, options, 1);
+  ASSERT_TRUE(odd.ok());
+  EXPECT_EQ(odd->kv_bytes_per_token, config.num_layers * config.num_kv_heads * (80 + 6 + 128 + 8));
+}
+
 TEST(MemoryEstimateTest, MoreRanksThanHeads) {
   ModelConfig config;
   config.num_layers = 2;

@@ -3,7 +3,7 @@
 //
 //   engine_bench [--model FILE] [--tp D] [--threads N] [--compute fp32|fast]
 //                [--rung auto|reference|avx2|avx512|amx] [--prompt N] [--steps N] [--batches 1,8,32]
-//                [--repeats N] [--json]
+//                [--kv-cache-dtype auto|bf16|fp32|int8] [--repeats N] [--json]
 //
 // Without --model: a small random model, to see that the bench runs. Prefill: a prompt of 512 tokens in one
 // step. Decode: sequences with a prompt of --prompt tokens, --steps steps of one token each, greedy. Each
@@ -37,6 +37,7 @@ struct Flags {
   int threads = 1;
   std::string compute = "fast";
   std::string rung = "auto";
+  KvType kv_type = KvType::kAuto;
   int prompt = 128;
   int steps = 64;
   std::vector<int> batches = {1, 8, 32};
@@ -74,6 +75,8 @@ Flags ParseFlags(int argc, char** argv) {
       flags.threads = Number(name, value);
     } else if (name == "--compute" && (value == "fp32" || value == "fast")) {
       flags.compute = value;
+    } else if (name == "--kv-cache-dtype" && KvTypeFromName(value)) {
+      flags.kv_type = *KvTypeFromName(value);
     } else if (name == "--rung") {
       flags.rung = value;
     } else if (name == "--prompt") {
@@ -215,6 +218,7 @@ class Report {
              {"instruction_set", info.instruction_set},
              {"device", info.device},
              {"compute", flags.compute},
+             {"kv_cache_dtype", KvTypeName(info.kv_type)},
              {"tp", flags.tp},
              {"threads_per_rank", flags.threads},
              {"weight_bytes", weight_bytes_},
@@ -282,7 +286,8 @@ int Main(int argc, char** argv) {
   options.num_shards = std::max(flags.tp, kDefaultShards);
   options.ops = {.rung = flags.rung,
                  .compute = flags.compute == "fp32" ? Compute::kFp32 : Compute::kFast,
-                 .num_threads = flags.threads};
+                 .num_threads = flags.threads,
+                 .kv_type = flags.kv_type};
   options.runner = {.max_tokens_per_step = std::max({kPrefill, flags.prompt, max_batch}),
                     .max_logits_per_step = max_batch,
                     .context_length = longest,

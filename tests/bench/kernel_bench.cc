@@ -1,8 +1,8 @@
-// kernel_bench [--quick] [--threads N] [--rung NAME] [--cpu-time]: first measures this machine's limits, then
-// the kernels, each figure beside its share of the limit: the larger of (weight bytes / read bandwidth) and
-// (operations / peak of the unit used) over the time taken. "cache": the same weight again and again. "dram":
-// enough copies that each is read from memory. --cpu-time: one thread, by its own CPU time, for a busy
-// machine.
+// kernel_bench [--quick] [--threads N] [--rung NAME] [--attention] [--cpu-time]: first measures this
+// machine's limits, then the kernels, each figure beside its share of the limit: the larger of (weight bytes
+// / read bandwidth) and (operations / peak of the unit used) over the time taken. "cache": the same weight
+// again and again. "dram": enough copies that each is read from memory. --cpu-time: one thread, by its own
+// CPU time, for a busy machine.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -30,7 +30,8 @@ struct MachinePeaks {
 struct Options {
   bool quick = false;
   int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  std::string rung;  // empty: all but the reference
+  std::string rung;             // empty: all but the reference
+  bool only_attention = false;  // --attention
 };
 
 template <typename T>
@@ -87,8 +88,10 @@ class Bench {
       : options_(options), peaks_(peaks), ops_(std::move(ops)) {}
 
   void Run() {
-    std::printf("\n%s, weights %s; FMA at most %.0f GFLOP/s\n", ops_->info().instruction_set.c_str(),
-                std::string(DTypeName(ops_->info().weight_dtype)).c_str(), peaks_.fma_gflop_s);
+    std::printf("\n%s, weights %s, KV %s; FMA at most %.0f GFLOP/s\n", ops_->info().instruction_set.c_str(),
+                std::string(DTypeName(ops_->info().weight_dtype)).c_str(), KvTypeName(ops_->info().kv_type),
+                peaks_.fma_gflop_s);
+    if (options_.only_attention || ops_->info().kv_type == KvType::kInt8) return Attentions();
     for (const int shards : {1, 8}) {
       for (const auto& [k, n] : {std::pair<int64_t, int64_t>{576, 1536}, {2048, 8192}})
         Products(DType::kF32, k, n, shards);
@@ -99,14 +102,20 @@ class Bench {
           Products(dtype, k, n, 1);
       }
     }
-    Attention(1, 1, 512);
-    Attention(1, 1, 4096);
-    Attention(32, 1, 256);
-    Attention(1, 512, 512);
+    Attentions();
     Small();
   }
 
  private:
+  void Attentions() {
+    Attention(1, 1, 512);
+    Attention(1, 1, 4096);
+    Attention(32, 1, 256);
+    Attention(16, 1, options_.quick ? 512 : 8192);  // beyond the nearer caches
+    Attention(1, 512, 512);
+    Attention(1, 512, 4096);
+  }
+
   // Weights N(0, 1), or blocks of any numbers with a scale of 2^-7.
   void Products(DType dtype, int64_t k, int64_t n, int shards) {
     const std::vector<float> w = Normal(n * k);
@@ -324,12 +333,14 @@ int Main(int argc, char** argv) {
     } else if (arg == "--cpu-time") {
       cpu_time = true;
       options.threads = 1;
+    } else if (arg == "--attention") {
+      options.only_attention = true;
     } else if (arg == "--rung" && i + 1 < argc) {
       options.rung = argv[++i];
     } else {
       std::fprintf(stderr,
                    "kernel_bench: unknown argument \"%s\"; usage: kernel_bench [--quick] [--threads N] "
-                   "[--rung NAME] [--cpu-time]\n",
+                   "[--rung NAME] [--attention] [--cpu-time]\n",
                    arg.c_str());
       return 1;
     }
@@ -355,6 +366,8 @@ int Main(int argc, char** argv) {
     for (const Compute compute : {Compute::kFp32, Compute::kFast}) {
       if (rung == "amx" && compute == Compute::kFp32) continue;  // the same kernels as avx512
       Bench(options, peaks, OrDie(CreateOps({rung, compute, options.threads}))).Run();
+      if (compute == Compute::kFp32) continue;
+      Bench(options, peaks, OrDie(CreateOps({rung, compute, options.threads, KvType::kInt8}))).Run();
     }
   }
   return 0;

@@ -147,14 +147,14 @@ class Phalanx:
 
     name = "Phalanx"
 
-    def __init__(self, o, compute="fast", kv_bytes=0):
+    def __init__(self, o, compute="fast", kv_bytes=0, kv=None):
         self.address = f"127.0.0.1:{free_port()}"
         self.log = tempfile.TemporaryFile()
         self.processes = [
             subprocess.Popen([str(BUILD / "coordinator/phalanx-coordinator"), "--listen", self.address, "--model",
                               str(o.model), "--name", "m", "--compute", compute], stdout=self.log, stderr=self.log),
             subprocess.Popen([str(BUILD / "worker/phalanx-worker"), "--coordinator", self.address, "--threads",
-                              str(o.threads), "--kv-bytes", str(kv_bytes)], stdout=self.log, stderr=self.log),
+                              str(o.threads), "--kv-bytes", str(kv_bytes), "--kv-cache-dtype", kv or o.kv_type], stdout=self.log, stderr=self.log),
         ]
 
     def client(self, *flags, **options):

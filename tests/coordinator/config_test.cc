@@ -20,7 +20,8 @@ ParsedFlags Parse(std::vector<const char*> args, Config* config) {
 TEST(Config, TakesFlags) {
   Config config;
   const ParsedFlags parsed = Parse(
-      {"--listen", "0.0.0.0:7", "--model", "x.gguf", "--tp", "2", "--compute", "fp32", "--rope", "auto"},
+      {"--listen", "0.0.0.0:7", "--model", "x.gguf", "--tp", "2", "--compute", "fp32", "--rope", "auto",
+       "--kv-cache-dtype", "int8"},
       &config);
   EXPECT_FALSE(parsed.exit) << parsed.output;
   EXPECT_EQ(config.listen, "0.0.0.0:7");
@@ -28,6 +29,7 @@ TEST(Config, TakesFlags) {
   EXPECT_EQ(config.model.tensor_parallel, 2);
   EXPECT_EQ(config.model.compute, Compute::kFp32);
   EXPECT_EQ(config.model.rope, Rope::kAuto);
+  EXPECT_EQ(config.model.kv_type, KvType::kInt8);
   EXPECT_FALSE(config.ListensOnLoopback());
 }
 
@@ -58,6 +60,8 @@ TEST(Config, SaysInOneLineWhatIsWrong) {
       {{"--compute", "int3"}, {"--compute", "int3", "fast or fp32"}},
       {{"--rope", "short"}, {"--rope", "short", "long or auto"}},
       {{"--rope", "auto"}, {"--rope", "--model"}},
+      {{"--kv-cache-dtype", "q8_0"}, {"--kv-cache-dtype", "q8_0", "auto, bf16, fp32 or int8"}},
+      {{"--kv-cache-dtype", "int8"}, {"--kv-cache-dtype", "--model"}},
       {{"--tp", "0"}, {"--tp", "0", "at least 1"}},
       {{"--tp", "two"}, {"--tp", "two"}},
       {{"--groups", "-1"}, {"--groups", "-1"}},

@@ -78,6 +78,7 @@ def test_wrong_flags_of_the_worker(flags, named):
     (["load", "x.gguf", "--tp", "0"], "--tp"),
     (["load", "x.gguf", "--tp", "two"], "--tp"),
     (["load", "x.gguf", "--compute", "int3"], "int3"),
+    (["load", "x.gguf", "--kv-cache-dtype", "q8_0"], "auto, bf16, fp32 or int8"),
     (["load", "x.gguf", "--groups", "0"], "--groups"),
     (["load", "x.gguf", "--wait", "-1"], "--wait"),
     (["chat", "hi", "--temperature", "-1"], "--temperature"),

@@ -59,7 +59,12 @@ std::vector<std::string> Rungs() {
 struct Backend {
   std::string rung;
   Compute compute;
-  std::string name() const { return absl::StrCat(rung, compute == Compute::kFp32 ? "_fp32" : "_fast"); }
+  KvType kv_type = KvType::kAuto;
+  std::string name() const {
+    return absl::StrCat(rung, compute == Compute::kFp32 ? "_fp32" : "_fast",
+                        kv_type == KvType::kInt8 ? "_int8_kv" : "");
+  }
+  bool exact() const { return compute == Compute::kFp32 && kv_type == KvType::kAuto; }
 };
 void PrintTo(const Backend& backend, std::ostream* out) { *out << backend.name(); }
 
@@ -68,6 +73,9 @@ std::vector<Backend> Backends() {
   for (const std::string& rung : Rungs()) {
     for (const Compute compute : {Compute::kFp32, Compute::kFast}) backends.push_back({rung, compute});
   }
+  // In fp32 arithmetic all that differs is what int8 does to keys and values.
+  backends.push_back({Rungs().front(), Compute::kFp32, KvType::kInt8});
+  backends.push_back({Rungs().back(), Compute::kFast, KvType::kInt8});
   return backends;
 }
 
@@ -83,8 +91,10 @@ class GoldenTest : public testing::TestWithParam<Backend> {
   std::unique_ptr<TestGroup> MakeGroup(int num_ranks) const {
     TestGroupOptions options;
     options.num_ranks = num_ranks;
-    options.ops = {
-        .rung = GetParam().rung, .compute = GetParam().compute, .num_threads = num_ranks == 1 ? 2 : 1};
+    options.ops = {.rung = GetParam().rung,
+                   .compute = GetParam().compute,
+                   .num_threads = num_ranks == 1 ? 2 : 1,
+                   .kv_type = GetParam().kv_type};
     options.runner = {.max_tokens_per_step = 512,
                       .max_logits_per_step = kChunk,
                       .context_length = 2048,
@@ -142,7 +152,7 @@ TEST_P(GoldenTest, LogprobsOfATextAreTransformers) {
     }
   }
   const auto n = static_cast<double>(want.size());
-  const double limit = GetParam().compute == Compute::kFp32 ? 1e-3 : 0.05;
+  const double limit = GetParam().exact() ? 1e-3 : 0.05;
   const double transformers = std::accumulate(want.begin(), want.end(), 0.0) / n;
   std::printf(
       "%s: log-probabilities of %zu tokens: mean absolute difference %.2e (limit %.0e), largest %.2e, mean "
@@ -197,7 +207,7 @@ TEST_P(GoldenTest, GreedyAnswersAreTransformers) {
     const double gap = cases[i]["gaps"][at].get<double>();
     std::printf("%s: answer %zu parts at token %zu, where the reference's two best logits are %.4f apart\n",
                 GetParam().name().c_str(), i, at, gap);
-    if (GetParam().compute == Compute::kFp32) {
+    if (GetParam().exact()) {
       ADD_FAILURE() << "answer " << i << ", token " << at << ": " << got[i][at]
                     << ", transformers: " << want[i][at];
     } else {

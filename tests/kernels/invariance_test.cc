@@ -239,6 +239,11 @@ TEST_P(InvarianceTest, ShardedMatmul) {
 
 TEST_P(InvarianceTest, Attention) { EXPECT_TRUE(AttentionIsInvariant(*Make())); }
 
+TEST_P(InvarianceTest, AttentionOverInt8) {
+  EXPECT_TRUE(
+      AttentionIsInvariant(*OrDie(CreateOps({GetParam().rung, GetParam().compute, 2, KvType::kInt8}))));
+}
+
 TEST_P(InvarianceTest, NumberOfThreads) {
   const auto run = [&](int threads) {
     auto ops = Make(threads);

@@ -6,6 +6,10 @@
 namespace phalanx {
 namespace {
 
+// With every type of KV cache.
+class AttentionTest : public OpsTest {};
+INSTANTIATE_TEST_SUITE_P(Rungs, AttentionTest, testing::ValuesIn(RungAndKvCases()), RungCaseName);
+
 struct AttentionCase {
   int key_dim, value_dim, latent, block_size;
   std::vector<int32_t> kv_head_of;
@@ -51,7 +55,7 @@ std::vector<float> RunAttention(Ops& ops, const AttentionCase& c, uint32_t seed)
   return result;
 }
 
-TEST_P(OpsTest, Attention) {
+TEST_P(AttentionTest, Attention) {
   const std::vector<AttentionCase> cases = {
       {64, 64, 0, 16, {0, 0, 0, 1, 1, 1}, 2, 100, 90, 64},
       {64, 64, 0, 32, {0, 0, 0, 1, 1}, 2, 300, 297, 64},  // unequal groups, across a chunk
@@ -71,12 +75,13 @@ TEST_P(OpsTest, Attention) {
       {18, 0, 16, 16, {0}, 1, 300, 297, 2, 16},
   };
   for (size_t i = 0; i < cases.size(); ++i) {
+    if (kv_type() == KvType::kInt8 && cases[i].value_dim == 0) continue;  // there is none for latents
     ExpectAgree(AttentionTolerance(), "case " + std::to_string(i),
                 [&](Ops& ops) { return RunAttention(ops, cases[i], 100 + static_cast<uint32_t>(i)); });
   }
 }
 
-TEST_P(OpsTest, AttentionOfManySequences) {
+TEST_P(AttentionTest, AttentionOfManySequences) {
   const KvCacheShape shape = {1, 2, 64, 64, 16};
   struct Sequence {
     int64_t first_position, num_rows;
@@ -126,7 +131,7 @@ TEST_P(OpsTest, AttentionOfManySequences) {
   });
 }
 
-TEST_P(OpsTest, AttentionWithoutHeads) {
+TEST_P(AttentionTest, AttentionWithoutHeads) {
   PagedKv kv(*ops_, {1, 0, 64, 64, 16}, 4, {10000.0, 64, false, {}, 1.0f}, 64);
   EXPECT_EQ(ops_->KvBlockBytes({1, 0, 64, 64, 16}), 0);
   EXPECT_TRUE(kv.Store(0, 0, {}, {}, {}, Positions(0, 5), SlotsOf({1}, 16, 0, 5)).empty());
@@ -134,16 +139,20 @@ TEST_P(OpsTest, AttentionWithoutHeads) {
 }
 
 // Scores that would overflow an exponential without the running maximum.
-TEST_P(OpsTest, AttentionWithHugeScores) {
+TEST_P(AttentionTest, AttentionWithHugeScores) {
   // Scores of some thousands: their last bits are worth 1e-4 in a weight.
   const Tolerance tolerance = amx() ? Tolerance{2e-2, 2e-2, 5e-5} : Tolerance{2e-3, 2e-3, 1e-6};
-  ExpectAgree(tolerance, "huge", [](Ops& ops) {
+  ExpectAgree(tolerance, "huge", [this](Ops& ops) {
     Random random(5);
     const std::vector<int32_t> table = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19};
     PagedKv kv(ops, {1, 1, 16, 16, 16}, 20, {10000.0, 0, false, {}, 1.0f}, 320);
     std::vector<float> q = random.Normal(320 * 16, 60);
     for (float& x : q) x = RoundToBf16(x);  // an error of one part in 500 would be worth many units of score
-    const std::vector<float> k = random.Normal(320 * 16, 60);
+    std::vector<float> k = random.Normal(320 * 16, 60);
+    if (kv_type() == KvType::kInt8) {  // likewise: scales of 1, so that AMX rounds nothing
+      for (float& x : k) x = std::clamp(std::nearbyint(x), -127.0f, 127.0f);
+      for (size_t i = 0; i < k.size(); i += 16) k[i] = 127;
+    }
     const std::vector<float> rotated =
         kv.Store(0, 1, q, k, random.Normal(320 * 16), Positions(0, 320), SlotsOf(table, 16, 0, 320));
     EXPECT_EQ(rotated, q) << "nothing rotates with rotary_dim 0";
@@ -151,14 +160,37 @@ TEST_P(OpsTest, AttentionWithHugeScores) {
   });
 }
 
+// What int8 holds of a head, in plain loops and doubles.
+std::vector<float> ThroughInt8(const std::vector<float>& x) {
+  std::vector<float> held(x.size());
+  for (size_t begin = 0; begin < x.size(); begin += 32) {
+    const size_t end = std::min(x.size(), begin + 32);
+    double largest = 0;
+    bool finite = true;
+    for (size_t i = begin; i < end; ++i) {
+      finite = finite && std::isfinite(x[i]);
+      largest = std::max(largest, std::fabs(double{x[i]}));
+    }
+    const float scale = largest < 0x1p-100 ? 0 : RoundToBf16(static_cast<float>(largest) / 127.0f);
+    for (size_t i = begin; i < end; ++i) {
+      const double q = scale == 0 ? 0 : std::nearbyint(double{x[i] * (1.0f / scale)});
+      held[i] = finite ? static_cast<float>(q * double{scale}) : kNan;
+    }
+  }
+  return held;
+}
+
 // What is read back is what was stored, rounded to the cache's type: a row that sees one key gets its value.
-TEST_P(OpsTest, ValuesAreRoundedToTheCache) {
+TEST_P(AttentionTest, ValuesAreRoundedToTheCache) {
   Random random(6);
   PagedKv kv(*ops_, {1, 1, 32, 40, 16}, 3, {10000.0, 32, false, {}, 1.0f}, 8);
   const std::vector<float> v = random.Normal(40), q = random.Normal(32);
   kv.Store(0, 1, q, random.Normal(32), v, {0}, {16});
   std::vector<float> want = v;
-  if (ops_->info().kv_dtype == DType::kBF16) {
+  if (kv_type() == KvType::kInt8) want = ThroughInt8(v);
+  // AMX rounds what int8 holds, too.
+  const bool amx_tiles = amx() && GetParam().compute == Compute::kFast && kv_type() == KvType::kInt8;
+  if (kv_type() == KvType::kBf16 || amx_tiles) {
     for (float& x : want) x = RoundToBf16(x);
   }
   EXPECT_EQ(kv.Attend(0, {0}, q, 0, 1, {1}), want);
@@ -167,7 +199,88 @@ TEST_P(OpsTest, ValuesAreRoundedToTheCache) {
   EXPECT_EQ(kv.Attend(0, {0}, q, 0, 1, {1}), want);
 }
 
-TEST_P(OpsTest, RopeModesAndFactors) {
+// Groups of int8 stand for themselves: tiny numbers, huge ones beside small ones, a NaN and an infinity.
+TEST_P(AttentionTest, OddNumbersInTheCache) {
+  Random random(8);
+  PagedKv kv(*ops_, {1, 1, 32, 150, 16}, 3, {10000.0, 32, false, {}, 1.0f}, 8);
+  std::vector<float> v = random.Normal(150), q = random.Normal(32);
+  for (int i = 32; i < 64; ++i) v[i] *= 0x1p-120f;
+  v[64] = 3e4f;
+  v[100] = kNan;
+  v[149] = -std::numeric_limits<float>::infinity();
+  kv.Store(0, 1, q, random.Normal(32), v, {0}, {16});
+  const std::vector<float> got = kv.Attend(0, {0}, q, 0, 1, {1});
+  const std::vector<float> int8 = ThroughInt8(v);
+  for (int i = 0; i < 150; ++i) {
+    if (kv_type() == KvType::kInt8) {
+      ASSERT_EQ(std::isnan(got[i]), i >= 96) << i;
+      if (i < 96) {
+        EXPECT_NEAR(got[i], int8[i], std::fabs(int8[i]) * 0x1p-8f) << i;
+      }
+    } else {
+      ASSERT_EQ(std::isfinite(got[i]), i != 100 && i != 149) << i;
+    }
+  }
+}
+
+// Attention over int8 in double precision, written out.
+TEST_P(AttentionTest, Int8AgreesWithPlainLoops) {
+  if (kv_type() != KvType::kInt8) GTEST_SKIP() << "another type";
+  const int length = 300, heads = 4, dim = 72;
+  for (const int block_size : {32, 16, 8, 256}) {
+    Random random(9);
+    PagedKv kv(*ops_, {1, 2, dim, dim, block_size}, 300 / block_size + 2, {10000.0, 0, false, {}, 1.0f},
+               length);
+    std::vector<int32_t> table(300 / block_size + 2);
+    for (size_t b = 0; b < table.size(); ++b) table[b] = static_cast<int32_t>(table.size() - 1 - b);
+    const std::vector<float> q = random.Normal(length * heads * dim);
+    const std::vector<float> k = random.Normal(length * 2 * dim), v = random.Normal(length * 2 * dim);
+    kv.Store(0, heads, q, k, v, Positions(0, length), SlotsOf(table, block_size, 0, length));
+    const std::vector<float> got = kv.Attend(0, {0, 0, 1, 1}, q, 0, length, table);
+    std::vector<std::vector<float>> keys, values;
+    for (int i = 0; i < length * 2; ++i) {
+      keys.push_back(ThroughInt8(Rows(k, dim, i, i + 1)));
+      values.push_back(ThroughInt8(Rows(v, dim, i, i + 1)));
+    }
+    std::vector<float> want;
+    for (int t = 0; t < length; ++t) {
+      for (int h = 0; h < heads; ++h) {
+        std::vector<double> out(dim, 0.0);
+        double sum = 0;
+        for (int j = 0; j <= t; ++j) {
+          double score = 0;
+          for (int d = 0; d < dim; ++d)
+            score += double{q[(t * heads + h) * dim + d]} * keys[j * 2 + h / 2][d];
+          const double weight = std::exp(score / std::sqrt(double{dim}));
+          sum += weight;
+          for (int d = 0; d < dim; ++d) out[d] += weight * values[j * 2 + h / 2][d];
+        }
+        for (const double x : out) want.push_back(static_cast<float>(x / sum));
+      }
+    }
+    ExpectClose(want, got, AttentionTolerance(), "blocks of " + std::to_string(block_size));
+  }
+}
+
+TEST_P(AttentionTest, KvBlocksTakeTheirType) {
+  const KvCacheShape shape = {2, 3, 64, 64, 32};
+  const int64_t elements = 2 * 3 * 32 * 128;
+  const int64_t bytes = ops_->KvBlockBytes(shape);
+  if (GetParam().rung == "reference") {
+    EXPECT_EQ(bytes, elements * 4) << "holds floats, whatever they were rounded to";
+  } else {
+    EXPECT_EQ(bytes, kv_type() == KvType::kF32    ? elements * 4
+                     : kv_type() == KvType::kBf16 ? elements * 2
+                                                  : elements + elements / 32 * 2);
+  }
+  const auto latents = ops_->CreateKvCache({1, 1, 576, 0, 32}, 2);
+  EXPECT_EQ(latents.ok(), kv_type() != KvType::kInt8);
+  if (!latents.ok()) {
+    EXPECT_THAT(std::string(latents.status().message()), HasSubstr("value_dim is 0 (latents, MLA)"));
+  }
+}
+
+TEST_P(AttentionTest, RopeModesAndFactors) {
   Random random(10);
   const std::vector<float> q = random.Normal(3 * 2 * 32), k = random.Normal(3 * 32),
                            v = random.Normal(3 * 32);

@@ -49,10 +49,11 @@ inline void ExpectClose(const std::vector<float>& want, const std::vector<float>
 class OpsTest : public testing::TestWithParam<RungCase> {
  protected:
   OpsTest()
-      : ops_(OrDie(CreateOps({GetParam().rung, GetParam().compute, 2}))),
-        reference_(OrDie(CreateOps({"reference", GetParam().compute, 1}))) {}
+      : ops_(OrDie(CreateOps({GetParam().rung, GetParam().compute, 2, GetParam().kv_type}))),
+        reference_(OrDie(CreateOps({"reference", GetParam().compute, 1, GetParam().kv_type}))) {}
 
   bool amx() const { return ops_->info().instruction_set == "amx-bf16"; }
+  KvType kv_type() const { return ops_->info().kv_type; }
   // Of a sum of k products of N(0, 1): fp32 sums differ by order, AMX rounds the activations to bf16.
   Tolerance ProductTolerance(int64_t k) const {
     const double root = std::sqrt(static_cast<double>(std::max<int64_t>(k, 1)));

@@ -13,7 +13,7 @@ TEST_P(OpsTest, InfoNamesWhatRuns) {
   const bool fast = GetParam().compute == Compute::kFast;
   EXPECT_EQ(info.backend, GetParam().rung == "reference" ? "reference" : "cpu");
   EXPECT_EQ(info.weight_dtype, fast ? DType::kBF16 : DType::kF32);
-  EXPECT_EQ(info.kv_dtype, fast ? DType::kBF16 : DType::kF32);
+  EXPECT_EQ(info.kv_type, fast ? KvType::kBf16 : KvType::kF32);
   EXPECT_EQ(ops_->activation_dtype(), DType::kF32);
   if (GetParam().rung == "amx") {
     EXPECT_EQ(info.instruction_set, fast ? "amx-bf16" : "avx2");

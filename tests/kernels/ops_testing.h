@@ -248,10 +248,12 @@ inline const std::vector<std::string>& AllRungs() {
 struct RungCase {
   std::string rung;
   Compute compute;
+  KvType kv_type = KvType::kAuto;
 };
 
 inline void PrintTo(const RungCase& c, std::ostream* os) {
   *os << c.rung << (c.compute == Compute::kFp32 ? " fp32" : " fast");
+  if (c.kv_type != KvType::kAuto) *os << " kv " << KvTypeName(c.kv_type);
 }
 
 inline std::vector<RungCase> RungCases() {
@@ -262,8 +264,20 @@ inline std::vector<RungCase> RungCases() {
   return cases;
 }
 
+// The same, with every type of KV cache.
+inline std::vector<RungCase> RungAndKvCases() {
+  std::vector<RungCase> cases;
+  for (const RungCase& c : RungCases()) {
+    for (const KvType type : {KvType::kBf16, KvType::kF32, KvType::kInt8})
+      cases.push_back({c.rung, c.compute, type});
+  }
+  return cases;
+}
+
 inline std::string RungCaseName(const testing::TestParamInfo<RungCase>& info) {
-  return info.param.rung + (info.param.compute == Compute::kFp32 ? "_fp32" : "_fast");
+  std::string name = info.param.rung + (info.param.compute == Compute::kFp32 ? "_fp32" : "_fast");
+  if (info.param.kv_type != KvType::kAuto) name += "_kv_" + std::string(KvTypeName(info.param.kv_type));
+  return name;
 }
 
 // Prints what ran and what this host could not run.

@@ -31,11 +31,11 @@ void PrintTo(const Said& s, std::ostream* out) {
 // A scheduler and the ranks that run its plans.
 class Served {
  public:
-  Served(const Checkpoint& file, const std::string& rung, int num_ranks, int64_t num_blocks,
+  Served(const Checkpoint& file, const OpsOptions& ops, int num_ranks, int64_t num_blocks,
          int max_guesses = 0) {
     TestGroupOptions o;
     o.num_ranks = num_ranks;
-    o.ops = {.rung = rung, .compute = Compute::kFast, .num_threads = 1};
+    o.ops = ops;
     o.runner = {.max_tokens_per_step = 64,
                 .max_logits_per_step = 32,
                 .context_length = kContext,
@@ -119,32 +119,33 @@ std::vector<SequenceRequest> Requests(int vocab, int num_rope_modes) {
   return requests;
 }
 
-void ExpectInvariant(const Checkpoint& file, const std::string& rung) {
+void ExpectInvariant(const Checkpoint& file, const std::string& rung, KvType kv_type = KvType::kAuto) {
+  const OpsOptions ops = {.rung = rung, .compute = Compute::kFast, .num_threads = 1, .kv_type = kv_type};
   std::vector<SequenceRequest> requests =
       Requests(file.config().vocab_size, static_cast<int>(file.config().rope.size()));
   std::map<uint64_t, Said> want;
   for (const SequenceRequest& r : requests) {
-    Served alone(file, rung, 1, 200);
+    Served alone(file, ops, 1, 200);
     want[r.request] = alone.Run({r}).at(r.request);
     EXPECT_EQ(alone.load().prefix_hit_tokens, 0u);
     EXPECT_EQ(want[r.request].tokens.size(), 45u);
   }
   for (const int ranks : {1, 2, 3}) {
     SCOPED_TRACE(absl::StrCat(ranks, " ranks"));
-    Served roomy(file, rung, ranks, 200);
+    Served roomy(file, ops, ranks, 200);
     EXPECT_EQ(roomy.Run(requests), want);
     const uint64_t first = roomy.load().prefix_hit_tokens;
     EXPECT_EQ(roomy.Run(requests), want) << "from the cache";
     EXPECT_GT(roomy.load().prefix_hit_tokens, first + 100);
     EXPECT_EQ(roomy.load().preemptions, 0u);
     // The longest alone needs 20.
-    Served tight(file, rung, ranks, 22);
+    Served tight(file, ops, ranks, 22);
     EXPECT_EQ(tight.Run(requests), want);
     EXPECT_GT(tight.load().preemptions, 0u);
     EXPECT_EQ(tight.Run(requests), want);
     EXPECT_GT(tight.load().prefix_hit_tokens, 0u);
     EXPECT_EQ(tight.load().blocks_used, 0);
-    Served guessing(file, rung, ranks, 24, /*max_guesses=*/5);
+    Served guessing(file, ops, ranks, 24, /*max_guesses=*/5);
     EXPECT_EQ(guessing.Run(requests), want);
     EXPECT_GT(guessing.load().accepted_tokens, 5u);
     EXPECT_GT(guessing.load().drafted_tokens, guessing.load().accepted_tokens);
@@ -154,6 +155,11 @@ void ExpectInvariant(const Checkpoint& file, const std::string& rung) {
 class CacheInvariance : public testing::TestWithParam<std::string> {};
 
 TEST_P(CacheInvariance, OfLlama) { ExpectInvariant(*OpenTinyModel(TinyModelOptions()), GetParam()); }
+
+TEST_P(CacheInvariance, OfLlamaWithInt8Kv) {
+  if (GetParam() != "avx2" && GetParam() != TestedRungs().back()) GTEST_SKIP() << "reads int8 as avx2 does";
+  ExpectInvariant(*OpenTinyModel(TinyModelOptions()), GetParam(), KvType::kInt8);
+}
 
 TEST_P(CacheInvariance, OfDeepseek) { ExpectInvariant(*TinyDeepseek({}), GetParam()); }
 

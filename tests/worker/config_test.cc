@@ -48,6 +48,7 @@ TEST(WorkerConfig, ReadsBothForms) {
                                    "--max-sequences",
                                    "8",
                                    "--speculate=off",
+                                   "--kv-cache-dtype=int8",
                                    "--max-guesses=3",
                                    "--log-level=debug"},
                                   &config);
@@ -62,6 +63,7 @@ TEST(WorkerConfig, ReadsBothForms) {
   EXPECT_EQ(config.max_tokens_per_step, 64);
   EXPECT_EQ(config.max_sequences, 8);
   EXPECT_EQ(config.speculate, "off");
+  EXPECT_EQ(config.kv_cache_dtype, "int8");
   EXPECT_EQ(config.max_guesses, 3);
   EXPECT_TRUE(config.ListensOnLoopback());
 }
@@ -87,6 +89,8 @@ TEST(WorkerConfig, ErrorsNameTheFlagAndTheValue) {
   EXPECT_THAT(Error({good, "--threads=-1"}), HasSubstr("--threads is -1"));
   EXPECT_THAT(Error({good, "--threads=99999999999999999999"}), HasSubstr("--threads"));
   EXPECT_THAT(Error({good, "--rung=sse"}), HasSubstr("auto, reference, avx2, avx512, amx"));
+  EXPECT_THAT(Error({good, "--kv-cache-dtype=q8_0"}),
+              HasSubstr("--kv-cache-dtype is 'q8_0'; it must be one of auto, bf16, fp32, int8"));
   EXPECT_THAT(Error({good, "--kv-fraction=0"}), HasSubstr("--kv-fraction is 0"));
   EXPECT_THAT(Error({good, "--kv-fraction=1.5"}), HasSubstr("1.5"));
   EXPECT_THAT(Error({good, "--kv-fraction=nan"}), HasSubstr("--kv-fraction"));

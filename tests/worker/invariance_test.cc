@@ -229,7 +229,11 @@ const std::vector<Variation>& AllVariations() {
 struct Backend {
   std::string rung;
   Compute compute;
-  std::string name() const { return absl::StrCat(rung, compute == Compute::kFp32 ? "_fp32" : "_fast"); }
+  KvType kv_type = KvType::kAuto;
+  std::string name() const {
+    return absl::StrCat(rung, compute == Compute::kFp32 ? "_fp32" : "_fast",
+                        kv_type == KvType::kInt8 ? "_int8_kv" : "");
+  }
 };
 void PrintTo(const Backend& backend, std::ostream* out) { *out << backend.name(); }
 
@@ -244,9 +248,15 @@ std::vector<Backend> Backends() {
 class InvarianceTest : public testing::TestWithParam<Backend> {
  protected:
   OpsOptions ops() const {
-    return {.rung = GetParam().rung, .compute = GetParam().compute, .num_threads = 1};
+    return {.rung = GetParam().rung,
+            .compute = GetParam().compute,
+            .num_threads = 1,
+            .kv_type = GetParam().kv_type};
   }
 };
+
+// With a KV cache of int8, on the fast rungs that read it in ways of their own.
+class Int8KvInvarianceTest : public InvarianceTest {};
 
 TEST_P(InvarianceTest, LogitsDependOnTheSequenceOnly) {
   const auto file = OpenTinyModel(TinyModelOptions());
@@ -347,6 +357,38 @@ TEST_P(InvarianceTest, OfDeepseekWhereRanksHoldNothing) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Rungs, InvarianceTest, testing::ValuesIn(Backends()),
+                         [](const auto& info) { return info.param.name(); });
+
+TEST_P(Int8KvInvarianceTest, LogitsDependOnTheSequenceOnly) {
+  TinyModelOptions bare;
+  bare.seed = 9;
+  const auto file = OpenTinyModel(bare);
+  Property property(*file, ops());
+  const absl::StatusOr<std::string> violation = property.FindViolation({{.batch = 2},
+                                                                        {.num_threads = 3, .batch = 7},
+                                                                        {.num_ranks = 2, .batch = 9},
+                                                                        {.num_ranks = 3, .batch = 9}});
+  ASSERT_TRUE(violation.ok()) << violation.status();
+  EXPECT_EQ(*violation, "");
+}
+
+TEST_P(Int8KvInvarianceTest, OfPhi3WithBothRopeModesInOneBatch) {
+  const auto model = TinyPhi3();
+  Property property(*model, ops());
+  const absl::StatusOr<std::string> violation =
+      property.FindViolation({{.batch = 4}, {.num_ranks = 3, .batch = 4}});
+  ASSERT_TRUE(violation.ok()) << violation.status();
+  EXPECT_EQ(*violation, "");
+}
+
+std::vector<Backend> Int8KvBackends() {
+  const std::string best = TestedRungs().back();
+  std::vector<Backend> backends = {{best, Compute::kFast, KvType::kInt8}};
+  if (best != "avx2" && TestedRungs().size() > 2) backends.push_back({"avx2", Compute::kFast, KvType::kInt8});
+  return backends;
+}
+
+INSTANTIATE_TEST_SUITE_P(Rungs, Int8KvInvarianceTest, testing::ValuesIn(Int8KvBackends()),
                          [](const auto& info) { return info.param.name(); });
 
 // ---- Planted faults

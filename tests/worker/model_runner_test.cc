@@ -388,10 +388,10 @@ TEST_F(ModelRunnerTest, TheFingerprintSaysWhatTheTokensDependOn) {
                         .instruction_set = "avx2",
                         .device = "a CPU",
                         .weight_dtype = DType::kBF16,
-                        .kv_dtype = DType::kF16,
+                        .kv_type = KvType::kInt8,
                         .kernel_version = 3};
   const std::string fingerprint = Fingerprint(*file_, info, 8);
-  EXPECT_THAT(fingerprint, AllOf(HasSubstr("dtype=BF16"), HasSubstr("kv=F16"), HasSubstr("backend=cpu"),
+  EXPECT_THAT(fingerprint, AllOf(HasSubstr("dtype=BF16"), HasSubstr("kv=int8"), HasSubstr("backend=cpu"),
                                  HasSubstr("isa=avx2"), HasSubstr("kernels=3"), HasSubstr("shards=8"),
                                  Not(HasSubstr("a CPU"))));
   EXPECT_NE(Fingerprint(*file_, info, 9), fingerprint);
