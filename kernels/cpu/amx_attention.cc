@@ -57,6 +57,45 @@ inline void Store(const Sums& s) {
   if (s.two_rows && s.two_panels) _tile_stored(3, c + kTileRows * s.stride + 64, s.stride);
 }
 
+inline __m512 Int8Floats(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
+inline void StoreBf16(__m512 low, __m512 high, uint16_t* out) {
+  const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
+  memcpy(out, &both, sizeof(both));
+}
+
+// A panel of 16 keys, to bf16.
+void WidenKeys(const int8_t* panel, const uint16_t* scales, int64_t stride, int64_t depth, uint16_t* out) {
+  const __m512i lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  for (int64_t d = 0; d < depth; d += kInt8Group, scales += stride) {
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales));
+    const __m512 of_key = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+    const __m512 low = _mm512_permutexvar_ps(lanes, of_key);
+    const __m512 high = _mm512_permutexvar_ps(_mm512_add_epi32(lanes, _mm512_set1_epi32(8)), of_key);
+    for (int pair = 0; pair < kInt8Group / 2; ++pair, panel += 2 * kPanel, out += 2 * kPanel) {
+      StoreBf16(_mm512_mul_ps(Int8Floats(panel), low), _mm512_mul_ps(Int8Floats(panel + kPanel), high), out);
+    }
+  }
+}
+
+// A tile of 16 channels of `keys` values; up to 32 zeros follow.
+void WidenValues(const int8_t* panel, const uint16_t* scales, int keys, uint16_t* out) {
+  int j = 0;
+  for (; j < keys; j += 2, panel += 2 * kPanel, out += 2 * kPanel) {
+    // Words of the two keys' scales: even lanes are the first's, odd ones the second's.
+    const int both = scales[j] | (j + 1 < keys ? scales[j + 1] << 16 : 0);
+    const __m512i words = _mm512_set1_epi32(both);
+    const __m512 scale = _mm512_castsi512_ps(
+        _mm512_mask_slli_epi32(_mm512_and_epi32(words, _mm512_set1_epi32(-0x10000)), 0x5555, words, 16));
+    StoreBf16(_mm512_mul_ps(Int8Floats(panel), scale), _mm512_mul_ps(Int8Floats(panel + kPanel), scale), out);
+  }
+  if (j < kTileK) memset(out, 0, static_cast<size_t>(kTileK - j) * kPanel * sizeof(uint16_t));
+}
+
+inline const uint16_t* Bf16(const void* p) { return static_cast<const uint16_t*>(p); }
+
 void Scores(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, int tile_rows) {
   const auto* q = static_cast<const uint16_t*>(c.v.q);
   const int panels = (num_keys + kPanel - 1) / kPanel;
@@ -68,7 +107,33 @@ void Scores(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, int t
       Zero(s);
       for (int64_t d = 0; d < c.v.key_depth; d += kTileK) {
         const uint16_t* a = q + r * row_tile + d * tile_rows;
-        Add(s, a, a + row_tile, c.keys[p] + d * kPanel, s.two_panels ? c.keys[p + 1] + d * kPanel : nullptr);
+        Add(s, a, a + row_tile, Bf16(c.keys[p]) + d * kPanel,
+            s.two_panels ? Bf16(c.keys[p + 1]) + d * kPanel : nullptr);
+      }
+      Store(s);
+    }
+  }
+}
+
+// The same over int8: panels are widened two at a time and used while they are near.
+void Int8Scores(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, int tile_rows) {
+  const auto* q = static_cast<const uint16_t*>(c.v.q);
+  const int panels = (num_keys + kPanel - 1) / kPanel;
+  const int64_t row_tile = static_cast<int64_t>(kTileRows) * c.v.key_depth, panel = kPanel * c.v.key_depth;
+  auto* widened = static_cast<uint16_t*>(c.scales.widened);
+  for (int p = 0; p < panels; p += 2) {
+    const int count = p + 1 < panels ? 2 : 1;
+    for (int i = 0; i < count; ++i) {
+      WidenKeys(static_cast<const int8_t*>(c.keys[p + i]), c.scales.keys[p + i], c.scales.stride,
+                c.v.key_depth, widened + i * panel);
+    }
+    for (int r = 0; r < row_tiles; r += 2) {
+      const Sums s = {c.v.scores + r * kTileRows * kScoreStride + p * kPanel, kScoreStride * 4,
+                      r + 1 < row_tiles, count == 2};
+      Zero(s);
+      for (int64_t d = 0; d < c.v.key_depth; d += kTileK) {
+        const uint16_t* a = q + r * row_tile + d * tile_rows;
+        Add(s, a, a + row_tile, widened + d * kPanel, widened + panel + d * kPanel);
       }
       Store(s);
     }
@@ -138,8 +203,38 @@ void Values(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, int t
       Zero(s);
       for (int k = 0; k < key_tiles; ++k) {
         const uint16_t* a = weights + r * kRowTile + static_cast<int64_t>(k) * tile_rows * kTileK;
-        const uint16_t* w = c.values[k] + p * c.value_strides[k];
+        const uint16_t* w = Bf16(c.values[k]) + p * c.value_strides[k];
         Add(s, a, a + kRowTile, w, w + c.value_strides[k]);
+      }
+      Store(s);
+    }
+  }
+}
+
+// The same over int8, two panels at a time.
+void Int8Values(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, int tile_rows) {
+  const auto* weights = static_cast<const uint16_t*>(c.v.weights);
+  const int key_tiles = (num_keys + kTileK - 1) / kTileK;
+  const int64_t width = static_cast<int64_t>(c.v.value_panels) * kPanel;
+  constexpr int64_t kRowTile = static_cast<int64_t>(kTileRows) * kChunk, kTile = kTileK * kPanel;
+  auto* widened = static_cast<uint16_t*>(c.scales.widened);
+  for (int p = 0; p < c.v.value_panels; p += 2) {
+    const int count = p + 1 < c.v.value_panels ? 2 : 1;
+    for (int k = 0; k < key_tiles; ++k) {
+      const int keys = num_keys - k * kTileK < kTileK ? num_keys - k * kTileK : kTileK;
+      const uint16_t* scales = c.scales.values[k] + p * kPanel / kInt8Group * c.scales.stride;
+      for (int i = 0; i < count; ++i) {
+        WidenValues(static_cast<const int8_t*>(c.values[k]) + (p + i) * c.value_strides[k], scales, keys,
+                    widened + (2 * k + i) * kTile);
+      }
+    }
+    for (int r = 0; r < row_tiles; r += 2) {
+      const Sums s = {c.v.partial + r * kTileRows * width + p * kPanel, width * 4, r + 1 < row_tiles,
+                      count == 2};
+      Zero(s);
+      for (int k = 0; k < key_tiles; ++k) {
+        const uint16_t* a = weights + r * kRowTile + static_cast<int64_t>(k) * tile_rows * kTileK;
+        Add(s, a, a + kRowTile, widened + 2 * k * kTile, widened + (2 * k + 1) * kTile);
       }
       Store(s);
     }
@@ -172,15 +267,6 @@ void Join(const AttentionVectors& p, int v, float chunk_max, float chunk_sum) {
   }
 }
 
-inline __m512 Int8Floats(const int8_t* p) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-}
-
-inline void StoreBf16(__m512 low, __m512 high, uint16_t* out) {
-  const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
-  memcpy(out, &both, sizeof(both));
-}
-
 }  // namespace
 
 void AmxStoreKey(const float* key, int64_t n, uint16_t* place) {
@@ -211,32 +297,6 @@ void AmxStoreValue(const float* value, int64_t n, bool odd, int64_t panel_stride
   }
 }
 
-void AmxWidenKeys(const int8_t* panel, const uint16_t* scales, int64_t stride, int64_t depth, uint16_t* out) {
-  const __m512i lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-  for (int64_t d = 0; d < depth; d += kInt8Group, scales += stride) {
-    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales));
-    const __m512 of_key = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
-    const __m512 low = _mm512_permutexvar_ps(lanes, of_key);
-    const __m512 high = _mm512_permutexvar_ps(_mm512_add_epi32(lanes, _mm512_set1_epi32(8)), of_key);
-    for (int pair = 0; pair < kInt8Group / 2; ++pair, panel += 2 * kPanel, out += 2 * kPanel) {
-      StoreBf16(_mm512_mul_ps(Int8Floats(panel), low), _mm512_mul_ps(Int8Floats(panel + kPanel), high), out);
-    }
-  }
-}
-
-void AmxWidenValues(const int8_t* panel, const uint16_t* scales, int keys, int padded, uint16_t* out) {
-  int j = 0;
-  for (; j < keys; j += 2, panel += 2 * kPanel, out += 2 * kPanel) {
-    // Words of the two keys' scales: even lanes are the first's, odd ones the second's.
-    const int both = scales[j] | (j + 1 < keys ? scales[j + 1] << 16 : 0);
-    const __m512i words = _mm512_set1_epi32(both);
-    const __m512 scale = _mm512_castsi512_ps(
-        _mm512_mask_slli_epi32(_mm512_and_epi32(words, _mm512_set1_epi32(-0x10000)), 0x5555, words, 16));
-    StoreBf16(_mm512_mul_ps(Int8Floats(panel), scale), _mm512_mul_ps(Int8Floats(panel + kPanel), scale), out);
-  }
-  if (j < padded) memset(out, 0, static_cast<size_t>(padded - j) * kPanel * sizeof(uint16_t));
-}
-
 void AmxAttentionChunk(const AmxAttentionChunkParams& c) {
   const int row_tiles = NumTiles(c.v.num_vectors, kTileRows);
   const int tile_rows = row_tiles == 1 ? c.v.num_vectors : kTileRows;
@@ -244,7 +304,7 @@ void AmxAttentionChunk(const AmxAttentionChunkParams& c) {
   for (int v = 0; v < c.v.num_vectors; ++v)
     num_keys = c.v.num_keys[v] > num_keys ? c.v.num_keys[v] : num_keys;
   const int padded = (num_keys + kTileK - 1) / kTileK * kTileK;
-  Scores(c, num_keys, row_tiles, tile_rows);
+  c.int8 ? Int8Scores(c, num_keys, row_tiles, tile_rows) : Scores(c, num_keys, row_tiles, tile_rows);
   float max[64], sum[64];
   for (int v = 0; v < row_tiles * tile_rows; ++v) {
     uint16_t* row = static_cast<uint16_t*>(c.v.weights) +
@@ -255,7 +315,7 @@ void AmxAttentionChunk(const AmxAttentionChunkParams& c) {
       for (int k = 0; k < padded; k += kTileK) memset(row + k * tile_rows, 0, kTileK * sizeof(uint16_t));
     }
   }
-  Values(c, num_keys, row_tiles, tile_rows);
+  c.int8 ? Int8Values(c, num_keys, row_tiles, tile_rows) : Values(c, num_keys, row_tiles, tile_rows);
   for (int v = 0; v < c.v.num_vectors; ++v) Join(c.v, v, max[v], sum[v]);
 }
 

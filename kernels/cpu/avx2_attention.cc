@@ -11,6 +11,79 @@ namespace {
 
 constexpr int kChunk = 256;
 constexpr int kInt8Group = 32;  // channels of a scale
+constexpr int kMaxVectors = 64;
+
+inline __m256 Int8Floats(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+
+inline __m256 Bf16Scales(const uint16_t* p) {
+  const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+}
+
+inline Panel16 LoadScaled(const int8_t* p, __m256 scale) {
+  return {_mm256_mul_ps(Int8Floats(p), scale), _mm256_mul_ps(Int8Floats(p + 8), scale)};
+}
+
+// A panel of 16 keys, `depth` channels, to fp32.
+void WidenKeys(const int8_t* panel, const uint16_t* scales, int64_t stride, int64_t depth, float* out) {
+  for (int64_t begin = 0; begin < depth; begin += kInt8Group, scales += stride) {
+    const __m256 low = Bf16Scales(scales), high = Bf16Scales(scales + 8);
+    const int64_t end = begin + kInt8Group < depth ? begin + kInt8Group : depth;
+    for (int64_t d = begin; d < end; ++d, panel += kPanel, out += kPanel) {
+      _mm256_storeu_ps(out, _mm256_mul_ps(Int8Floats(panel), low));
+      _mm256_storeu_ps(out + 8, _mm256_mul_ps(Int8Floats(panel + 8), high));
+    }
+  }
+}
+
+// What AnyTileProduct reads of the panels of a block's keys.
+template <typename W>
+auto KeysOf(const Avx2AttentionChunkParams& c, int b, int panels) {
+  const W* keys = static_cast<const W*>(c.keys[b]);
+  if constexpr (sizeof(W) == 1) {
+    auto* out = static_cast<float*>(c.scales.widened);
+    const int64_t panel = static_cast<int64_t>(c.key_dim) * kPanel;
+    for (int p = 0; p < panels; ++p)
+      WidenKeys(keys + p * panel, c.scales.keys[b] + p * kPanel, c.scales.stride, c.key_dim, out + p * panel);
+    return static_cast<const float*>(out);
+  } else {
+    return keys;
+  }
+}
+
+// Sixteen channels of one of a block's values.
+template <typename W>
+Panel16 LoadValue(const Avx2AttentionChunkParams& c, int b, int panel, int key) {
+  const W* v =
+      static_cast<const W*>(c.values[b]) + (static_cast<int64_t>(panel) * c.value_rows + key) * kPanel;
+  if constexpr (sizeof(W) == 1) {
+    const uint16_t scale = c.scales.values[b][panel * kPanel / kInt8Group * c.scales.stride + key];
+    return LoadScaled(v, _mm256_castsi256_ps(_mm256_set1_epi32(scale << 16)));
+  } else {
+    return LoadPanel(v);
+  }
+}
+
+// And of the panels of `num_keys` values.
+template <typename W>
+auto ValuesOf(const Avx2AttentionChunkParams& c, int b, int num_keys) {
+  if constexpr (sizeof(W) == 1) {
+    auto* out = static_cast<float*>(c.scales.widened);
+    for (int p = 0; p < c.v.value_panels; ++p) {
+      float* to = out + static_cast<int64_t>(p) * c.value_rows * kPanel;
+      for (int j = 0; j < num_keys; ++j, to += kPanel) {
+        const Panel16 value = LoadValue<W>(c, b, p, j);
+        _mm256_storeu_ps(to, value.low);
+        _mm256_storeu_ps(to + 8, value.high);
+      }
+    }
+    return static_cast<const float*>(out);
+  } else {
+    return static_cast<const W*>(c.values[b]);
+  }
+}
 
 // scores[v][j] = q_v . k_j for the keys [0, num_keys) of the chunk, and whatever follows up to a panel's end.
 template <typename W>
@@ -20,12 +93,13 @@ void Scores(const Avx2AttentionChunkParams& c, int num_keys) {
   for (int b = 0; b * c.block_keys < num_keys; ++b) {
     const int left = num_keys - b * c.block_keys;
     const int panels = ((left < c.block_keys ? left : c.block_keys) + kPanel - 1) / kPanel;
+    const auto keys = KeysOf<W>(c, b, panels);
     for (int t = 0; t < tiles; ++t) {
       const int begin = TileBegin(c.v.num_vectors, tiles, kMaxTileRows, true, t);
       const int rows = TileBegin(c.v.num_vectors, tiles, kMaxTileRows, true, t + 1) - begin;
-      AnyTileProduct<W>(rows, static_cast<const float*>(c.v.q) + begin * depth,
-                        static_cast<const W*>(c.keys[b]), static_cast<int64_t>(c.key_dim) * kPanel, panels,
-                        c.key_dim, c.v.scores + begin * kScoreStride + b * c.block_keys, kScoreStride, false);
+      AnyTileProduct(rows, static_cast<const float*>(c.v.q) + begin * depth, keys,
+                     static_cast<int64_t>(c.key_dim) * kPanel, panels, c.key_dim,
+                     c.v.scores + begin * kScoreStride + b * c.block_keys, kScoreStride, false);
     }
   }
 }
@@ -63,9 +137,7 @@ void AddKeys(const Avx2AttentionChunkParams& c, const float* tile, int row, int 
     __m256 low = _mm256_loadu_ps(out), high = _mm256_loadu_ps(out + 8);
     for (int j = begin; j < end; ++j) {
       const int b = j / c.block_keys;
-      const W* v = static_cast<const W*>(c.values[b]) +
-                   (static_cast<int64_t>(panel) * c.value_rows + j - b * c.block_keys) * kPanel;
-      const Panel16 values = LoadPanel(v);
+      const Panel16 values = LoadValue<W>(c, b, panel, j - b * c.block_keys);
       const __m256 x = _mm256_broadcast_ss(tile + j / 8 * 8 * rows + row * 8 + j % 8);
       low = _mm256_fmadd_ps(x, values.low, low);
       high = _mm256_fmadd_ps(x, values.high, high);
@@ -75,22 +147,38 @@ void AddKeys(const Avx2AttentionChunkParams& c, const float* tile, int row, int 
   }
 }
 
-// The values of a tile of vectors: keys that all of them see together, the others one vector at a time.
+// Vectors of one tile of packed rows.
+struct Tile {
+  int begin, rows;
+  int shared;  // keys that all of them see
+  float* weights;
+};
+
+// The values of all vectors: keys that a whole tile sees together, the others one vector at a time.
 template <typename W>
-void Values(const Avx2AttentionChunkParams& c, int begin, int rows, const float* tile) {
+void Values(const Avx2AttentionChunkParams& c, const Tile* tiles, int num_tiles) {
   const int64_t width = static_cast<int64_t>(c.v.value_panels) * kPanel;
-  int shared = c.v.num_keys[begin];
-  for (int i = 1; i < rows; ++i) shared = c.v.num_keys[begin + i] < shared ? c.v.num_keys[begin + i] : shared;
-  for (int b = 0; b * c.block_keys < shared; ++b) {
-    const int left = shared - b * c.block_keys;
-    AnyTileProduct<W>(rows, tile + static_cast<int64_t>(b) * c.block_keys * rows,
-                      static_cast<const W*>(c.values[b]), static_cast<int64_t>(c.value_rows) * kPanel,
-                      c.v.value_panels, left < c.block_keys ? left : c.block_keys,
-                      c.v.partial + begin * width, width, b > 0);
+  int most = 0;
+  for (int t = 0; t < num_tiles; ++t) most = tiles[t].shared > most ? tiles[t].shared : most;
+  for (int b = 0; b * c.block_keys < most; ++b) {
+    const int first = b * c.block_keys;
+    const auto values = ValuesOf<W>(c, b, most - first < c.block_keys ? most - first : c.block_keys);
+    for (int t = 0; t < num_tiles; ++t) {
+      const int left = tiles[t].shared - first;
+      if (left <= 0) continue;
+      AnyTileProduct(tiles[t].rows, tiles[t].weights + static_cast<int64_t>(first) * tiles[t].rows, values,
+                     static_cast<int64_t>(c.value_rows) * kPanel, c.v.value_panels,
+                     left < c.block_keys ? left : c.block_keys, c.v.partial + tiles[t].begin * width, width,
+                     b > 0);
+    }
   }
-  for (int i = 0; i < rows; ++i) {
-    if (c.v.num_keys[begin + i] == shared) continue;
-    AddKeys<W>(c, tile, i, rows, shared, c.v.num_keys[begin + i], c.v.partial + (begin + i) * width);
+  for (int t = 0; t < num_tiles; ++t) {
+    for (int i = 0; i < tiles[t].rows; ++i) {
+      const int v = tiles[t].begin + i;
+      if (c.v.num_keys[v] == tiles[t].shared) continue;
+      AddKeys<W>(c, tiles[t].weights, i, tiles[t].rows, tiles[t].shared, c.v.num_keys[v],
+                 c.v.partial + v * width);
+    }
   }
 }
 
@@ -116,57 +204,34 @@ void Join(const Avx2AttentionChunkParams& c, int v, float chunk_max, float chunk
   }
 }
 
-inline __m256 Int8Floats(const int8_t* p) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-}
-
-inline __m256 Bf16Scales(const uint16_t* p) {
-  const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
-}
-
 template <typename W>
 void Chunk(const Avx2AttentionChunkParams& c) {
   int num_keys = 0;
   for (int v = 0; v < c.v.num_vectors; ++v)
     num_keys = c.v.num_keys[v] > num_keys ? c.v.num_keys[v] : num_keys;
   Scores<W>(c, num_keys);
-  const int tiles = NumTiles(c.v.num_vectors, kMaxTileRows);
-  for (int t = 0; t < tiles; ++t) {
-    const int begin = TileBegin(c.v.num_vectors, tiles, kMaxTileRows, true, t);
-    const int rows = TileBegin(c.v.num_vectors, tiles, kMaxTileRows, true, t + 1) - begin;
-    float* tile = static_cast<float*>(c.v.weights) + static_cast<int64_t>(begin) * kChunk;
-    float max[kMaxTileRows], sum[kMaxTileRows];
+  Tile tiles[kMaxVectors];
+  float max[kMaxVectors], sum[kMaxVectors];
+  const int num_tiles = NumTiles(c.v.num_vectors, kMaxTileRows);
+  for (int t = 0; t < num_tiles; ++t) {
+    const int begin = TileBegin(c.v.num_vectors, num_tiles, kMaxTileRows, true, t);
+    const int rows = TileBegin(c.v.num_vectors, num_tiles, kMaxTileRows, true, t + 1) - begin;
+    tiles[t] = {begin, rows, kChunk, static_cast<float*>(c.v.weights) + static_cast<int64_t>(begin) * kChunk};
     for (int i = 0; i < rows; ++i) {
-      Softmax(c.v.scores + (begin + i) * kScoreStride, c.v.num_keys[begin + i], c.v.scale, i, rows, tile,
-              &max[i], &sum[i]);
+      const int n = c.v.num_keys[begin + i];
+      tiles[t].shared = n < tiles[t].shared ? n : tiles[t].shared;
+      Softmax(c.v.scores + (begin + i) * kScoreStride, n, c.v.scale, i, rows, tiles[t].weights,
+              &max[begin + i], &sum[begin + i]);
     }
-    Values<W>(c, begin, rows, tile);
-    for (int i = 0; i < rows; ++i) Join(c, begin + i, max[i], sum[i]);
   }
+  Values<W>(c, tiles, num_tiles);
+  for (int v = 0; v < c.v.num_vectors; ++v) Join(c, v, max[v], sum[v]);
 }
 
 }  // namespace
 
-void Avx2WidenKeys(const int8_t* panel, const uint16_t* scales, int64_t stride, int64_t depth, float* out) {
-  for (int64_t begin = 0; begin < depth; begin += kInt8Group, scales += stride) {
-    const __m256 low = Bf16Scales(scales), high = Bf16Scales(scales + 8);
-    const int64_t end = begin + kInt8Group < depth ? begin + kInt8Group : depth;
-    for (int64_t d = begin; d < end; ++d, panel += kPanel, out += kPanel) {
-      _mm256_storeu_ps(out, _mm256_mul_ps(Int8Floats(panel), low));
-      _mm256_storeu_ps(out + 8, _mm256_mul_ps(Int8Floats(panel + 8), high));
-    }
-  }
+void Avx2AttentionChunk(const Avx2AttentionChunkParams& c) {
+  c.int8 ? Chunk<int8_t>(c) : c.bf16 ? Chunk<uint16_t>(c) : Chunk<float>(c);
 }
-
-void Avx2WidenValues(const int8_t* panel, const uint16_t* scales, int keys, float* out) {
-  for (int j = 0; j < keys; ++j, panel += kPanel, out += kPanel) {
-    const __m256 scale = _mm256_castsi256_ps(_mm256_set1_epi32(scales[j] << 16));
-    _mm256_storeu_ps(out, _mm256_mul_ps(Int8Floats(panel), scale));
-    _mm256_storeu_ps(out + 8, _mm256_mul_ps(Int8Floats(panel + 8), scale));
-  }
-}
-
-void Avx2AttentionChunk(const Avx2AttentionChunkParams& c) { c.bf16 ? Chunk<uint16_t>(c) : Chunk<float>(c); }
 
 }  // namespace phalanx

@@ -164,43 +164,6 @@ void Gather(const CpuKvCache& cache, const AttentionParams& p, const AttentionSe
   }
 }
 
-// Widens a chunk's int8 panels to panels of kAttentionChunk keys. What follows the last key is as Gather
-// leaves it, but for keys up to a panel's end, which hold anything.
-void Widen(const CpuKvCache& cache, const AttentionParams& p, const AttentionSequence& sequence, int head,
-           int64_t begin, int num_keys, char* keys_out, char* values_out) {
-  const KvCacheShape& s = cache.shape();
-  const int64_t depth = cache.key_depth(), bytes = cache.format().panel_bytes();
-  const bool amx = cache.format().panels == PanelFormat::kAmxBf16;
-  for (int64_t j = 0; j < num_keys; j += s.block_size) {
-    const int64_t block = sequence.block_table[(begin + j) / s.block_size];
-    const auto here = static_cast<int>(std::min<int64_t>(s.block_size, num_keys - j));
-    const bool last = j + s.block_size >= num_keys;
-    const auto* keys = reinterpret_cast<const int8_t*>(cache.Keys(block, p.layer, head));
-    const auto* values = reinterpret_cast<const int8_t*>(cache.Values(block, p.layer, head));
-    const uint16_t* key_scales = cache.KeyScales(block, p.layer, head);
-    const uint16_t* value_scales = cache.ValueScales(block, p.layer, head);
-    for (int64_t k = 0; k < here; k += kPanel) {
-      char* to = keys_out + (j + k) * depth * bytes;
-      if (amx) {
-        AmxWidenKeys(keys + k * depth, key_scales + k, s.block_size, depth, reinterpret_cast<uint16_t*>(to));
-      } else {
-        Avx2WidenKeys(keys + k * depth, key_scales + k, s.block_size, depth, reinterpret_cast<float*>(to));
-      }
-    }
-    for (int64_t d = 0; d < s.value_dim; d += kPanel) {
-      const int8_t* from = values + d * s.block_size;
-      const uint16_t* scales = value_scales + d / kInt8KvGroup * s.block_size;
-      char* to = values_out + (d * kAttentionChunk + j * kPanel) * bytes;
-      if (amx) {
-        const auto padded = static_cast<int>(last ? RoundUp(num_keys, kValueTile) - j : s.block_size);
-        AmxWidenValues(from, scales, here, padded, reinterpret_cast<uint16_t*>(to));
-      } else {
-        Avx2WidenValues(from, scales, here, reinterpret_cast<float*>(to));
-      }
-    }
-  }
-}
-
 }  // namespace
 
 KvFormat KvFormat::Of(KvType type, PanelFormat products) {
@@ -285,7 +248,8 @@ struct CpuAttention::Layout {
     const int value_dim = p.latent_value_dim > 0 ? p.latent_value_dim : s.value_dim;
     const int64_t value_width = int64_t{ValuePanels(value_dim)} * kPanel;
     const int64_t vectors = RoundUp(max_vectors, kAmxGemmBf16.max_tile_rows);
-    const bool gather_keys = !cache.panels() || cache.format().int8;
+    int8 = cache.format().int8 && s.block_size >= (amx ? kValueTile : kPanel);
+    const bool gather_keys = !cache.panels() || (cache.format().int8 && !int8);
     const bool gather_values = gather_keys || p.latent_value_dim > 0 || (amx && s.block_size < kValueTile);
     const auto take = [this](int64_t size) {
       const int64_t at = bytes;
@@ -305,6 +269,12 @@ struct CpuAttention::Layout {
     value_pointers = take(kAttentionChunk / kPanel * 8);
     value_strides = take(kAttentionChunk / kPanel * 8);
     last_tile = take(kValueTile * value_width * 2);
+    if (int8) {
+      key_scales = take(kAttentionChunk / kPanel * 8);
+      value_scales = take(kAttentionChunk / kPanel * 8);
+      widened = take(amx ? 2 * kPanel * std::max<int64_t>(cache.key_depth(), kAttentionChunk) * 2
+                         : s.block_size * std::max<int64_t>(s.key_dim, value_width) * 4);
+    }
     if (gather_keys) keys = take(kAttentionChunk * cache.key_depth() * cache.format().panel_bytes());
     if (gather_values) values = take(kAttentionChunk * value_width * cache.format().panel_bytes());
   }
@@ -312,6 +282,8 @@ struct CpuAttention::Layout {
   int64_t plain_q, q, scores, weights, partial, out, max, sum, num_keys;
   int64_t key_pointers, value_pointers, value_strides, last_tile;
   int64_t keys = -1, values = -1;  // -1: read where they lie
+  bool int8 = false;               // and that is int8, then:
+  int64_t key_scales = 0, value_scales = 0, widened = 0;
 };
 
 struct CpuAttention::Work {
@@ -331,9 +303,6 @@ struct CpuAttention::Work {
     if (layout.values < 0) return;
     char* keys_to = layout.keys >= 0 ? scratch + layout.keys : nullptr;
     char* values_to = scratch + layout.values;
-    if (cache.format().int8 && cache.panels()) {
-      return Widen(cache, params, *task.sequence, head(), begin, keys, keys_to, values_to);
-    }
     WithFormat(cache.format().panels, [&](auto format) {
       constexpr PanelFormat kFormat = decltype(format)::value;
       cache.format().int8
@@ -453,6 +422,10 @@ void CpuAttention::RunAvx2Chunk(const Work& work, const AttentionVectors& vector
   Avx2AttentionChunkParams c;
   c.v = vectors;
   c.bf16 = cache.format().panels == PanelFormat::kBf16;
+  c.int8 = layout.int8;
+  const auto** key_scales = work.At<const uint16_t*>(layout.key_scales);
+  const auto** value_scales = work.At<const uint16_t*>(layout.value_scales);
+  c.scales = {key_scales, value_scales, cache.shape().block_size, work.scratch + layout.widened};
   c.key_dim = cache.shape().key_dim;
   // Latent values of a panel cache: keys are read where they lie, values from the gathered panels, cut alike.
   const bool in_place = layout.keys < 0;
@@ -466,6 +439,9 @@ void CpuAttention::RunAvx2Chunk(const Work& work, const AttentionVectors& vector
     values[b] = layout.values >= 0 ? work.scratch + layout.values +
                                          int64_t{b} * c.block_keys * kPanel * cache.format().panel_bytes()
                                    : cache.Values(block, work.params.layer, work.head());
+    if (!layout.int8) continue;
+    key_scales[b] = cache.KeyScales(block, work.params.layer, work.head());
+    value_scales[b] = cache.ValueScales(block, work.params.layer, work.head());
   }
   Avx2AttentionChunk(c);
 }
@@ -475,8 +451,11 @@ void CpuAttention::RunAmxChunk(const Work& work, const AttentionVectors& vectors
   const CpuKvCache& cache = work.cache;
   const Layout& layout = work.layout;
   const int64_t block_size = cache.shape().block_size;
-  const auto** keys = work.At<const uint16_t*>(layout.key_pointers);
-  const auto** values = work.At<const uint16_t*>(layout.value_pointers);
+  const auto** keys = work.At<const void*>(layout.key_pointers);
+  const auto** values = work.At<const void*>(layout.value_pointers);
+  const auto** key_scales = work.At<const uint16_t*>(layout.key_scales);
+  const auto** value_scales = work.At<const uint16_t*>(layout.value_scales);
+  const int64_t bytes = layout.int8 ? 1 : cache.format().panel_bytes();
   auto* strides = work.At<int64_t>(layout.value_strides);
   for (int p = 0; p * kPanel < num_keys; ++p) {
     const int64_t position = begin + p * kPanel;
@@ -486,7 +465,10 @@ void CpuAttention::RunAmxChunk(const Work& work, const AttentionVectors& vectors
       first = cache.Keys(work.Block(position), work.params.layer, work.head());
       offset = position % block_size;
     }
-    keys[p] = reinterpret_cast<const uint16_t*>(first) + offset * cache.key_depth();
+    keys[p] = first + offset * cache.key_depth() * bytes;
+    if (layout.int8) {
+      key_scales[p] = cache.KeyScales(work.Block(position), work.params.layer, work.head()) + offset;
+    }
   }
   for (int t = 0; t * kValueTile < num_keys; ++t) {
     const int64_t position = begin + t * kValueTile;
@@ -496,15 +478,21 @@ void CpuAttention::RunAmxChunk(const Work& work, const AttentionVectors& vectors
       continue;
     }
     const char* first = cache.Values(work.Block(position), work.params.layer, work.head());
-    values[t] = reinterpret_cast<const uint16_t*>(first) + position % block_size * kPanel;
+    const auto* here = first + position % block_size * kPanel * bytes;
+    values[t] = here;
     strides[t] = block_size * kPanel;
+    if (layout.int8) {
+      value_scales[t] =
+          cache.ValueScales(work.Block(position), work.params.layer, work.head()) + position % block_size;
+      continue;
+    }
     const int present = num_keys - t * kValueTile;
     if (present >= kValueTile) continue;
     // The last tile has keys that nobody sees, which may hold anything: they are replaced by zeros.
     auto* copy = work.At<uint16_t>(layout.last_tile);
     for (int p = 0; p < vectors.value_panels; ++p) {
       uint16_t* to = copy + p * kValueTile * kPanel;
-      std::memcpy(to, values[t] + p * strides[t], static_cast<size_t>((present + 1) / 2 * 2 * kPanel) * 2);
+      std::memcpy(to, here + p * strides[t] * bytes, static_cast<size_t>((present + 1) / 2 * 2 * kPanel) * 2);
       std::memset(to + (present + 1) / 2 * 2 * kPanel, 0,
                   static_cast<size_t>((kValueTile - (present + 1) / 2 * 2) * kPanel) * 2);
       if (present % 2 == 0) continue;
@@ -513,7 +501,12 @@ void CpuAttention::RunAmxChunk(const Work& work, const AttentionVectors& vectors
     values[t] = copy;
     strides[t] = kValueTile * kPanel;
   }
-  AmxAttentionChunk({vectors, keys, values, strides});
+  AmxAttentionChunk({vectors,
+                     keys,
+                     values,
+                     strides,
+                     layout.int8,
+                     {key_scales, value_scales, block_size, work.scratch + layout.widened}});
 }
 
 }  // namespace phalanx

@@ -162,11 +162,22 @@ struct AttentionVectors {
   float* out;  // [num_vectors, value_panels * 16], not yet divided by sum
 };
 
+// int8 (kernels/int8_kv.h) in the places of the panels' elements: its scales, bf16. That of a block's
+// position j in group g lies at [g * stride + j].
+struct Int8Scales {
+  const uint16_t* const* keys;  // where pointers to keys point, likewise values
+  const uint16_t* const* values;
+  int64_t stride;
+  void* widened;  // scratch
+};
+
 // Keys come in blocks: of a block's keys [panels of 16 keys][key_dim][16], of its values [panels of 16
 // channels] [value_rows][16].
 struct Avx2AttentionChunkParams {
   AttentionVectors v;
-  bool bf16;  // the cache's type; else fp32
+  bool bf16;  // the cache's type; else fp32, or
+  bool int8;
+  Int8Scales scales;  // of int8; widened: fp32 [block_keys * max(key_dim, value_panels * 16)]
   int key_dim;
   int block_keys;             // keys of a block, a multiple of 16
   int value_rows;             // keys that a panel of values holds, at least block_keys
@@ -176,12 +187,14 @@ struct Avx2AttentionChunkParams {
 void Avx2AttentionChunk(const Avx2AttentionChunkParams& params);
 
 // Keys come in AMX panels of 16 keys, values in tiles of 32 keys (pairs of keys, of each the 16 channels).
-// Tiles of values are zero for keys that no vector sees.
+// Tiles of values are zero for keys that no vector sees; those of int8 need not be.
 struct AmxAttentionChunkParams {
   AttentionVectors v;
-  const uint16_t* const* keys;    // [ceil(keys / 16)]
-  const uint16_t* const* values;  // [ceil(keys / 32)] tile of the first 16 channels
-  const int64_t* value_strides;   // [ceil(keys / 32)] elements from one 16 channels to the next
+  const void* const* keys;       // [ceil(keys / 16)]
+  const void* const* values;     // [ceil(keys / 32)] tile of the first 16 channels
+  const int64_t* value_strides;  // [ceil(keys / 32)] elements from one 16 channels to the next
+  bool int8;                     // keys and values point to such
+  Int8Scales scales;             // of int8; widened: bf16 [max(2 * 16 * key_depth, 2 * 16 * 256)]
 };
 // Between kAmxGemmBf16.begin_task(num_vectors) and end_task.
 void AmxAttentionChunk(const AmxAttentionChunkParams& params);
@@ -192,14 +205,6 @@ void AmxStoreKey(const float* key, int64_t n, uint16_t* place);
 // And its value: `place` is its pair of positions' words of the first 16 channels, `odd` which of the two it
 // is, panel_stride elements from 16 channels to the next.
 void AmxStoreValue(const float* value, int64_t n, bool odd, int64_t panel_stride, uint16_t* place);
-
-// Widening of int8 (kernels/int8_kv.h): q * scale, which AMX rounds to bf16. Scales are bf16, that of
-// position j in group g at [g * stride + j]. A panel of 16 keys of `depth` channels:
-void Avx2WidenKeys(const int8_t* panel, const uint16_t* scales, int64_t stride, int64_t depth, float* out);
-void AmxWidenKeys(const int8_t* panel, const uint16_t* scales, int64_t stride, int64_t depth, uint16_t* out);
-// A panel of 16 channels of one group: `keys` values; up to `padded`, an even number, zeros follow.
-void Avx2WidenValues(const int8_t* panel, const uint16_t* scales, int keys, float* out);
-void AmxWidenValues(const int8_t* panel, const uint16_t* scales, int keys, int padded, uint16_t* out);
 
 // y = x / sum.
 void Avx2Divide(const float* x, float sum, int64_t n, float* y);
