@@ -197,9 +197,11 @@ int64_t LayerWeights(const ModelConfig& c) {
 }
 int64_t HeadWeights(const ModelConfig& c) { return int64_t{c.vocab_size} * c.hidden_size; }
 
-// Of one position.
-int64_t KvBytes(const ModelConfig& c, DType dtype) {
-  return RowBytes(dtype, c.num_layers * int64_t{c.num_kv_heads} * (c.key_dim + c.value_dim));
+// Of one position: int8 has two bytes for each 32 channels.
+int64_t KvBytes(const ModelConfig& c, KvType type) {
+  const int64_t elements = c.num_layers * int64_t{c.num_kv_heads} * (c.key_dim + c.value_dim);
+  if (type == KvType::kInt8) return elements * 34 / 32;
+  return elements * (type == KvType::kBf16 ? 2 : 4);
 }
 
 // The figures of one group and the machine's limits beside them.
@@ -237,7 +239,7 @@ class Report {
   void Add(const std::string& name, int64_t tokens, int64_t logits, int steps, double kv_read,
            double seconds) {
     const double tokens_per_second = static_cast<double>(tokens) / seconds;
-    const double kv_bytes = static_cast<double>(KvBytes(group_->config(), group_->ops(0).info().kv_dtype));
+    const double kv_bytes = static_cast<double>(KvBytes(group_->config(), group_->ops(0).info().kv_type));
     const double bytes = static_cast<double>(weight_bytes_) * steps + kv_read * kv_bytes;
     const double bandwidth_share = bytes / seconds / bandwidth_;
     const double operations = 2.0 * static_cast<double>(LayerWeights(group_->config()) * tokens +
