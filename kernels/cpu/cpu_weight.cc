@@ -14,7 +14,7 @@ int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; 
 
 bool UsesTree(const CpuWeight& weight, int64_t rows) {
   const GemmKernels& kernels = weight.kernels();
-  return weight.quant() == nullptr && kernels.tree_product != nullptr && rows > 2 * kernels.max_tile_rows &&
+  return weight.quant() == nullptr && kernels.tree_product != nullptr && rows > kernels.max_tile_rows &&
          weight.row_depth() <= kernels.tree_depth;
 }
 

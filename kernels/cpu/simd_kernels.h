@@ -90,7 +90,7 @@ struct GemmKernels {
   // wants).
   void (*pack_weights)(const float* rows, int64_t stride, int64_t depth, void* panel);
   void (*product)(const PanelProductParams& params);
-  // Used for more than two tiles of rows and at most tree_depth packed k; null where there is none.
+  // Used for more than one tile of rows and at most tree_depth packed k; null where there is none.
   void (*tree_product)(const TreeProductParams& params);
   int64_t tree_depth;
   // Around the products of one task on a thread; null where there is nothing to do.

@@ -1,7 +1,7 @@
 // The engine without a coordinator: prefill and decode of one group in this process, against what the machine
 // can do.
 //
-//   engine_bench [--model FILE] [--tp D] [--threads N] [--compute fp32|fast]
+//   engine_bench [--model FILE] [--tp D] [--threads N] [--shards N] [--compute fp32|fast]
 //                [--rung auto|reference|avx2|avx512|amx] [--prompt N] [--steps N] [--batches 1,8,32]
 //                [--kv-cache-dtype auto|bf16|fp32|int8] [--repeats N] [--json]
 //
@@ -35,6 +35,7 @@ struct Flags {
   std::string model;
   int tp = 1;
   int threads = 1;
+  int shards = kDefaultShards;
   std::string compute = "fast";
   std::string rung = "auto";
   KvType kv_type = KvType::kAuto;
@@ -71,6 +72,8 @@ Flags ParseFlags(int argc, char** argv) {
       flags.model = value;
     } else if (name == "--tp") {
       flags.tp = Number(name, value);
+    } else if (name == "--shards") {
+      flags.shards = Number(name, value);
     } else if (name == "--threads") {
       flags.threads = Number(name, value);
     } else if (name == "--compute" && (value == "fp32" || value == "fast")) {
@@ -285,7 +288,7 @@ int Main(int argc, char** argv) {
   const int longest = std::max(flags.prompt + flags.steps + 1, kPrefill);
   TestGroupOptions options;
   options.num_ranks = flags.tp;
-  options.num_shards = std::max(flags.tp, kDefaultShards);
+  options.num_shards = std::max(flags.tp, flags.shards);
   options.ops = {.rung = flags.rung,
                  .compute = flags.compute == "fp32" ? Compute::kFp32 : Compute::kFast,
                  .num_threads = flags.threads,
