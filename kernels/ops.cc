@@ -1,14 +1,65 @@
 // The backend factory: the only place that knows which backends there are.
 #include "kernels/ops.h"
 
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <map>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status_macros.h"
+#include "base/version.h"
+#include "kernels/backends.h"
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/reference/reference_ops.h"
 
 namespace phalanx {
+namespace {
+
+std::map<std::string, OpsCreator>& Creators() {
+  static auto& creators = *new std::map<std::string, OpsCreator>;
+  return creators;
+}
+
+// Folder of the executable, with a slash; empty where the system does not say.
+std::string ExecutableFolder() {
+  char path[4096];
+  const ssize_t size = readlink("/proc/self/exe", path, sizeof(path));
+  if (size <= 0) return "";
+  const std::string file(path, static_cast<size_t>(size));
+  return file.substr(0, file.rfind('/') + 1);
+}
+
+absl::StatusOr<std::unique_ptr<Ops>> CreateFromModule(const OpsOptions& options, const std::string& library) {
+  const std::string folder = ExecutableFolder();
+  void* module = nullptr;
+  std::string last;
+  for (const std::string& path : {folder + library, folder + "../lib/phalanx/" + library, library}) {
+    module = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (module != nullptr) break;
+    // Of a file that is there but cannot be opened, what is wrong with it.
+    const char* error = dlerror();
+    if (last.empty() || access(path.c_str(), F_OK) == 0) last = error;
+  }
+  if (module == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("rung \"", options.rung, "\" needs ", library, ", which cannot be opened: ", last));
+  }
+  const auto create = reinterpret_cast<OpsModuleCreator>(dlsym(module, "phalanx_create_ops"));
+  if (create == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(library, " has no phalanx_create_ops: it is no module of ours"));
+  }
+  absl::StatusOr<std::unique_ptr<Ops>> ops = absl::UnknownError("not made");
+  create(kVersion, &options, &ops);
+  return ops;
+}
+
+}  // namespace
+
+void RegisterBackend(const std::string& rung, OpsCreator creator) { Creators()[rung] = creator; }
 
 std::vector<std::string> AvailableRungs() {
   std::vector<std::string> rungs = {"reference"};
@@ -42,6 +93,10 @@ absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const OpsOptions& options) {
   if (chosen.rung == "auto") chosen.rung = AvailableRungs().back();
   if (chosen.rung == "reference") return std::make_unique<ReferenceOps>(chosen);
   if (chosen.rung == "avx2" || chosen.rung == "avx512" || chosen.rung == "amx") return CpuOps::Create(chosen);
+  if (const auto found = Creators().find(chosen.rung); found != Creators().end())
+    return found->second(chosen);
+  if (chosen.rung == kCudaRung) return CreateFromModule(chosen, "libphalanx_cuda.so");
+  if (chosen.rung == kEmulatedCudaRung) return CreateFromModule(chosen, "libphalanx_cuda_emulated.so");
   return absl::InvalidArgumentError(absl::StrCat(
       "rung is \"", chosen.rung, "\", must be auto, reference, avx2, avx512 or amx; this host runs ",
       absl::StrJoin(AvailableRungs(), ", ")));

@@ -377,8 +377,11 @@ struct OpsInfo {
   std::string device;           // for people: the CPU's or GPU's name
   DType weight_dtype = DType::kF32;  // what PackWeight widens or narrows weights to (but for those that
                                      // a backend keeps quantised)
-  KvType kv_type = KvType::kF32;     // of what CreateKvCache makes; never kAuto
-  int kernel_version = 0;            // raised whenever a kernel's bits change
+  // Of what CreateKvCache makes; never kAuto. A device whose weight_dtype is F16 keeps F16 where this says
+  // bf16.
+  KvType kv_type = KvType::kF32;
+  int kernel_version = 0;  // raised whenever a kernel's bits change
+  int64_t free_bytes = 0;  // of the device's own memory when it was opened; 0: it is the host's
 };
 
 // What every backend refuses before it does anything: InvalidArgument naming the call, the field, its value
@@ -435,12 +438,13 @@ class Ops {
 enum class Compute { kFp32, kFast };
 
 struct OpsOptions {
-  // "auto": the host's best rung; or the name of one: "reference", "avx2", "avx512", "amx". One the host
-  // lacks is FailedPrecondition naming the rung and the missing CPU feature.
+  // "auto": the host's best rung; or the name of one: "reference", "avx2", "avx512", "amx", or a device's:
+  // "cuda". One the host lacks is FailedPrecondition naming the rung and what is missing.
   std::string rung = "auto";
   Compute compute = Compute::kFast;
   int num_threads = 1;
   KvType kv_type = KvType::kAuto;
+  bool fp16 = false;  // of a device: fp16 in place of bf16
 };
 
 // The backend factory (kernels/ops.cc, the only place that knows backends).

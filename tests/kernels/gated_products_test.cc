@@ -12,7 +12,8 @@ namespace {
 class GatedProductsTest : public testing::TestWithParam<RungCase> {
  protected:
   std::unique_ptr<Ops> Make(int num_threads) {
-    return OrDie(CreateOps({GetParam().rung, GetParam().compute, num_threads}));
+    return OrDie(
+        CreateOps({GetParam().rung, GetParam().compute, num_threads, GetParam().kv_type, GetParam().fp16}));
   }
 };
 

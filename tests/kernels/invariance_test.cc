@@ -176,7 +176,8 @@ AssertionResult AttentionIsInvariant(Ops& ops) {
 class InvarianceTest : public testing::TestWithParam<RungCase> {
  protected:
   std::unique_ptr<Ops> Make(int num_threads = 2) {
-    return OrDie(CreateOps({GetParam().rung, GetParam().compute, num_threads}));
+    return OrDie(
+        CreateOps({GetParam().rung, GetParam().compute, num_threads, GetParam().kv_type, GetParam().fp16}));
   }
 };
 

@@ -291,6 +291,7 @@ TEST_P(OpsTest, GroupedMatmulErrors) {
   expect({0, 1, 1, 2}, {}, "expert_cuts has 0 entries");
   expect({0, 1, 1, 2}, {0, 2}, "experts[2] is given, must be null outside expert_cuts' [0, 2)");
   expect({0, 1, 1, 2}, {0, 2, 1}, "expert_cuts[2] is 1, must be in [2, 4)");
+  if (device()) return;  // what lies on a device is not read to be checked
   expect({0, 1, 1, 1}, {0, 3}, "ids[3] is 1, must be in [2, 3)");
   expect({0, 1, 1, 3}, {0, 3}, "ids[3] is 3, must be in [2, 3)");
 }
@@ -331,7 +332,7 @@ TEST_P(OpsTest, HeadMatmul) {
         for (int h = 0; h < c.heads; ++h) {
           for (int64_t i = 0; i < c.rest; ++i) {
             EXPECT_EQ(got[(r * c.heads + h) * (c.n + c.rest) + c.n + i],
-                      x[(r * c.heads + h) * (c.k + c.rest) + c.k + i]);
+                      Rounded(x[(r * c.heads + h) * (c.k + c.rest) + c.k + i]));
           }
         }
       }

@@ -49,11 +49,22 @@ inline void ExpectClose(const std::vector<float>& want, const std::vector<float>
 class OpsTest : public testing::TestWithParam<RungCase> {
  protected:
   OpsTest()
-      : ops_(OrDie(CreateOps({GetParam().rung, GetParam().compute, 2, GetParam().kv_type}))),
-        reference_(OrDie(CreateOps({"reference", GetParam().compute, 1, GetParam().kv_type}))) {}
+      : ops_(OrDie(CreateOps({GetParam().rung, GetParam().compute, 2, GetParam().kv_type, GetParam().fp16}))),
+        reference_(OrDie(CreateOps(
+            {"reference", GetParam().fp16 ? Compute::kFp32 : GetParam().compute, 1, GetParam().kv_type}))) {}
 
-  bool amx() const { return ops_->info().instruction_set == "amx-bf16"; }
+  // Activations are rounded to 16 bits: those of a device always, AMX's for its products.
+  bool device() const { return ops_->activation_dtype() != DType::kF32; }
+  bool amx() const { return ops_->info().instruction_set == "amx-bf16" || device(); }
   KvType kv_type() const { return ops_->info().kv_type; }
+  // Of elementwise work that is otherwise as exact as `tolerance`.
+  Tolerance Elementwise(const Tolerance& tolerance) const {
+    return device() ? Tolerance{4e-2, 1.2e-2, 2e-5} : tolerance;
+  }
+  // A value as an activation.
+  float Rounded(float v) const {
+    return !device() ? v : GetParam().fp16 ? FloatFromF16(cuda::HalfFromFloat(v)) : RoundToBf16(v);
+  }
   // Of a sum of k products of N(0, 1): fp32 sums differ by order, AMX rounds the activations to bf16.
   Tolerance ProductTolerance(int64_t k) const {
     const double root = std::sqrt(static_cast<double>(std::max<int64_t>(k, 1)));

@@ -9,7 +9,7 @@ namespace {
 std::vector<float> RunMatmul(Ops& ops, const PackedWeight& weight, const std::vector<float>& x, int64_t rows,
                              const std::vector<float>& bias, int64_t padding) {
   DeviceMatrix x_m(ops, rows, weight.k(), x, padding);
-  DeviceMatrix y_m(ops, rows, weight.n(), padding);
+  DeviceMatrix y_m(ops, rows, weight.n(), padding, padding % 2 == 0);
   DeviceArray<float> bias_a(ops, bias);
   MatmulParams p;
   p.x = x_m.view();

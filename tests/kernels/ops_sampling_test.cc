@@ -262,7 +262,7 @@ TEST_P(OpsTest, SampleRefusesControlsThatCannotBe) {
 TEST_P(OpsTest, DrawsWithControlsFollowTheDistribution) {
   const std::vector<float> one = {1.0f, 0.0f, -1.0f, 2.0f, 0.5f, -0.25f, 1.5f, 0.75f, -3.0f, 1.25f};
   const auto vocab = static_cast<int64_t>(one.size());
-  const int draws = 100000, chunk = 10000;
+  const int draws = kTestsDevice ? 4000 : 100000, chunk = kTestsDevice ? 2000 : 10000;
   auto counts = std::make_shared<TokenCounts>(vocab);
   for (int32_t id : {0, 2, 3}) counts->AddPrompt(id);
   for (int32_t id : {3, 3, 6, 7, 7, 7}) counts->AddOutput(id);
@@ -339,7 +339,7 @@ TEST_P(OpsTest, DrawsWithControlsFollowTheDistribution) {
 // Draws follow the distribution: counts of 20000 draws within five standard deviations.
 TEST_P(OpsTest, DrawsFollowTheDistribution) {
   const std::vector<float> one = {1.0f, 0.0f, -1.0f, 2.0f, 0.5f};
-  const int draws = 20000;
+  const int draws = kTestsDevice ? 2000 : 20000;
   std::vector<SampleRow> rows(draws);
   std::vector<float> logits;
   for (int i = 0; i < draws; ++i) {

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -13,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/half.h"
+#include "kernels/numeric.h"
 #include "kernels/ops.h"
 #include "tests/kernels/tested_rungs.h"
 
@@ -76,24 +79,29 @@ class DeviceArray {
   std::unique_ptr<Buffer> buffer_;
 };
 
-// A matrix of fp32 activations whose rows lie `padding` elements apart; the padding is NaN and must stay so.
+// A matrix of activations (or of fp32) whose rows lie `padding` elements apart; the padding is NaN and must
+// stay so. Values are rounded to the activations' type.
 class DeviceMatrix {
  public:
-  DeviceMatrix(Ops& ops, int64_t rows, int64_t cols, const std::vector<float>& values, int64_t padding = 0)
-      : rows_(rows), cols_(cols), stride_(cols + padding), array_(ops, Padded(values)) {
-    EXPECT_EQ(ops.activation_dtype(), DType::kF32);
-  }
+  DeviceMatrix(Ops& ops, int64_t rows, int64_t cols, const std::vector<float>& values, int64_t padding = 0,
+               bool fp32 = false)
+      : rows_(rows),
+        cols_(cols),
+        stride_(cols + padding),
+        dtype_(fp32 ? DType::kF32 : ops.activation_dtype()),
+        array_(ops, Bytes(values)) {}
   // Filled with NaN: every element must be written.
-  DeviceMatrix(Ops& ops, int64_t rows, int64_t cols, int64_t padding = 0)
-      : DeviceMatrix(ops, rows, cols, std::vector<float>(static_cast<size_t>(rows * cols), kNan), padding) {}
+  DeviceMatrix(Ops& ops, int64_t rows, int64_t cols, int64_t padding = 0, bool fp32 = false)
+      : DeviceMatrix(ops, rows, cols, std::vector<float>(static_cast<size_t>(rows * cols), kNan), padding,
+                     fp32) {}
 
   Matrix view() { return {array_.data(), rows_, cols_, stride_}; }
   std::vector<float> Get() {
-    const std::vector<float> padded = array_.Get();
+    const std::vector<uint8_t> bytes = array_.Get();
     std::vector<float> values;
     for (int64_t r = 0; r < rows_; ++r) {
       for (int64_t c = 0; c < stride_; ++c) {
-        const float v = padded[static_cast<size_t>(r * stride_ + c)];
+        const float v = Load(bytes.data() + (r * stride_ + c) * BlockBytes(dtype_));
         if (c < cols_) {
           values.push_back(v);
         } else if (!std::isnan(v)) {
@@ -105,17 +113,34 @@ class DeviceMatrix {
   }
 
  private:
-  std::vector<float> Padded(const std::vector<float>& values) const {
-    EXPECT_EQ(static_cast<int64_t>(values.size()), rows_ * cols_);
-    std::vector<float> padded(static_cast<size_t>(rows_ * stride_), kNan);
-    for (int64_t r = 0; r < rows_; ++r) {
-      for (int64_t c = 0; c < cols_; ++c) padded[r * stride_ + c] = values[r * cols_ + c];
+  float Load(const uint8_t* from) const {
+    if (dtype_ == DType::kF32) {
+      float v = 0;
+      std::memcpy(&v, from, 4);
+      return v;
     }
-    return padded;
+    uint16_t v = 0;
+    std::memcpy(&v, from, 2);
+    return dtype_ == DType::kF16 ? FloatFromF16(v) : FloatFromBf16(v);
+  }
+  std::vector<uint8_t> Bytes(const std::vector<float>& values) const {
+    EXPECT_EQ(static_cast<int64_t>(values.size()), rows_ * cols_);
+    std::vector<uint8_t> bytes(static_cast<size_t>(rows_ * stride_ * BlockBytes(dtype_)));
+    for (int64_t r = 0; r < rows_; ++r) {
+      for (int64_t c = 0; c < stride_; ++c) {
+        const float v = c < cols_ ? values[r * cols_ + c] : kNan;
+        const uint16_t narrow = dtype_ == DType::kF16 ? cuda::HalfFromFloat(v) : Bf16FromFloat(v);
+        std::memcpy(bytes.data() + (r * stride_ + c) * BlockBytes(dtype_),
+                    dtype_ == DType::kF32 ? static_cast<const void*>(&v) : &narrow,
+                    static_cast<size_t>(BlockBytes(dtype_)));
+      }
+    }
+    return bytes;
   }
 
   int64_t rows_, cols_, stride_;
-  DeviceArray<float> array_;
+  DType dtype_;
+  DeviceArray<uint8_t> array_;
 };
 
 class Random {
@@ -249,23 +274,29 @@ struct RungCase {
   std::string rung;
   Compute compute;
   KvType kv_type = KvType::kAuto;
+  bool fp16 = false;
 };
 
 inline void PrintTo(const RungCase& c, std::ostream* os) {
-  *os << c.rung << (c.compute == Compute::kFp32 ? " fp32" : " fast");
+  *os << c.rung << (c.compute == Compute::kFp32 ? " fp32" : c.fp16 ? " fp16" : " fast");
   if (c.kv_type != KvType::kAuto) *os << " kv " << KvTypeName(c.kv_type);
 }
 
 inline std::vector<RungCase> RungCases() {
   std::vector<RungCase> cases;
   for (const std::string& rung : TestedRungs()) {
+    if (kTestsDevice) {
+      for (const bool fp16 : {false, true}) cases.push_back({rung, Compute::kFast, KvType::kAuto, fp16});
+      continue;
+    }
     for (const Compute compute : {Compute::kFp32, Compute::kFast}) cases.push_back({rung, compute});
   }
   return cases;
 }
 
-// The same, with every type of KV cache.
+// The same, with every type of KV cache; a device has one.
 inline std::vector<RungCase> RungAndKvCases() {
+  if (kTestsDevice) return RungCases();
   std::vector<RungCase> cases;
   for (const RungCase& c : RungCases()) {
     for (const KvType type : {KvType::kBf16, KvType::kF32, KvType::kInt8})
@@ -275,7 +306,9 @@ inline std::vector<RungCase> RungAndKvCases() {
 }
 
 inline std::string RungCaseName(const testing::TestParamInfo<RungCase>& info) {
-  std::string name = info.param.rung + (info.param.compute == Compute::kFp32 ? "_fp32" : "_fast");
+  std::string name = info.param.rung;
+  std::replace(name.begin(), name.end(), '-', '_');
+  name += info.param.compute == Compute::kFp32 ? "_fp32" : info.param.fp16 ? "_fp16" : "_fast";
   if (info.param.kv_type != KvType::kAuto) name += "_kv_" + std::string(KvTypeName(info.param.kv_type));
   return name;
 }

@@ -8,10 +8,20 @@
 
 namespace phalanx {
 
-// All that this host has; under the thread sanitizer the best one alone, since races lie in what shares out
-// the work and not in the arithmetic, and the others would take it many minutes.
+// Tests of the emulator take fewer and smaller cases.
+#ifdef PHALANX_TESTED_DEVICE
+inline constexpr bool kTestsDevice = true;
+#else
+inline constexpr bool kTestsDevice = false;
+#endif
+
+// All that this host has (or, in a test of a device, that); under the thread sanitizer the best one alone,
+// since races lie in what shares out the work and not in the arithmetic, and the others would take it many
+// minutes.
 inline std::vector<std::string> TestedRungs() {
-#ifdef __SANITIZE_THREAD__
+#if defined(PHALANX_TESTED_DEVICE)
+  return {PHALANX_TESTED_DEVICE};
+#elif defined(__SANITIZE_THREAD__)
   return {AvailableRungs().back()};
 #else
   return AvailableRungs();

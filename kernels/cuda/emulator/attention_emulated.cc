@@ -1,0 +1,2 @@
+// attention.cu on the emulator.
+#include "kernels/cuda/attention.cu"

@@ -1,0 +1,2 @@
+// experts.cu on the emulator.
+#include "kernels/cuda/experts.cu"

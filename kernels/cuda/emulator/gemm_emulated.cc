@@ -1,0 +1,2 @@
+// gemm.cu on the emulator.
+#include "kernels/cuda/gemm.cu"

@@ -1,0 +1,2 @@
+// rows.cu on the emulator.
+#include "kernels/cuda/rows.cu"

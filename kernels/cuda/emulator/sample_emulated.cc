@@ -1,0 +1,2 @@
+// sample.cu on the emulator.
+#include "kernels/cuda/sample.cu"

@@ -1,0 +1,71 @@
+// Runs CUDA kernels on the host, one fiber per CUDA thread, so that the device code of kernels/cuda is tested
+// where there is neither a GPU nor a toolkit.
+//
+// What it is strict about, because a device may be: shared memory is poisoned at the start of a block; what
+// cp.async will write is poisoned from its issue until the issuing thread waits for it; warps run in an order
+// drawn from a seed, each as far as it can ("warp-greedy"), and lanes start in an order drawn likewise, so
+// that a missing barrier shows; blocks run in a drawn order; shared addresses are checked where instructions
+// take them, and an unreadable page lies behind shared memory; a collective of a warp that not all lanes
+// reach together, or a barrier that is never met, ends the process with a message.
+//
+// What it cannot say: speed, bank conflicts, the memory model between blocks, races between lanes inside one
+// instruction.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace phalanx::simt {
+
+inline constexpr int kWarp = 32;
+
+struct Dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+// Which kind of fault the running kernels are to have: for tests that show that faults are found. Each names
+// one place in the kernels; see PHX_FAULT.
+enum class Fault {
+  kNone,
+  kGemmNoBarrier,        // the pipeline's barrier between filling and reading a stage
+  kGemmNoWait,           // the wait for the stage's copies
+  kGemmSwappedFragment,  // the two halves of a B fragment
+  kGemmNoEpilogueBarrier,
+  kAttentionWrongPage,     // a key's page taken from the neighbour in the block table
+  kAttentionMaskOffByOne,  // a row sees one key too many
+  kAttentionNoBarrier,     // between the probabilities' writers and readers
+  kAttentionNoWait,
+  kNormNoBarrier,
+  kSampleNoBarrier,
+};
+Fault fault();
+void SetFault(Fault fault);
+// Of the order of warps, lanes and blocks of launches on all threads from now on.
+void SetSeed(uint32_t seed);
+
+// Runs `body` once per thread of the grid. `shared_bytes` of dynamic shared memory.
+void Launch(const char* name, Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>& body);
+
+// ---- For code inside a kernel ---------------------------------------------------------------------
+
+const Dim3& BlockIndex();
+const Dim3& GridSize();
+const Dim3& BlockSize();
+unsigned ThreadIndex();  // blocks have one dimension
+char* SharedMemory();
+void SyncThreads();
+
+// A collective of all 32 lanes of a warp: `run` gets the lanes' operands when the last of them has come.
+using WarpFunction = void (*)(void* const operands[kWarp]);
+void WarpCollective(WarpFunction run, void* operand);
+
+// cp.async of 16 bytes, of which `source_bytes` are read and the rest are zero.
+void CopyAsync(void* shared, const void* global, int source_bytes);
+void CommitCopies();
+// Completes all but the latest `pending` groups of this thread.
+void WaitCopies(int pending);
+// Ends the process unless [address, address + bytes) is aligned to `bytes` and in shared memory.
+void CheckShared(const void* address, size_t bytes, const char* instruction);
+
+}  // namespace phalanx::simt

@@ -1,0 +1,250 @@
+// Kernels over rows. All are bound by memory: each input is read once, each output written once, by 16-byte
+// accesses; at decode they are bound by their launch. A thread takes units of 8 neighbouring columns.
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/rows.cuh"
+
+namespace phalanx::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr float kLog2e = 1.44269504f;
+
+PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) Embed(EmbedArgs p) {
+  const int64_t row = BlockY();
+  const int32_t from = p.from_sampled == nullptr ? -1 : p.from_sampled[row];
+  const int32_t id = from < 0 ? p.token_ids[row] : p.sampled[from];
+  const bool failed = from >= 0 && id == -1;
+  const bool inside = id >= 0 && id < p.vocab;
+  const uint32_t fill = failed ? 0 : 0x7fff7fff;  // NaN in bf16 and in fp16
+  for (int64_t c = (BlockX() * kThreads + ThreadIndex()) * int64_t{8}; c < p.cols;
+       c += int64_t{GridX()} * kThreads * 8) {
+    Quad q = {{fill, fill, fill, fill}};
+    if (inside) q = LoadBits8(p.table + id * p.cols + c, p.cols - c);
+    StoreBits8(p.x + row * p.stride + c, p.cols - c, q);
+  }
+}
+
+// residual + (add + add2), rounded; as fp32.
+template <bool kHalf>
+PHX_DEVICE void AddUnit(const RmsNormArgs& p, int64_t row, int64_t c, float (&v)[8]) {
+  const int64_t count = p.cols - c;
+  Load8<kHalf>(p.residual + row * p.residual_stride + c, count, v);
+  if (p.add == nullptr) return;
+  float a[8];
+  LoadFloats8(p.add + row * p.cols + c, count, a);
+  if (p.add2 != nullptr) {
+    float b[8];
+    LoadFloats8(p.add2 + row * p.cols + c, count, b);
+    PHX_UNROLL
+    for (int i = 0; i < 8; ++i) a[i] = Add(a[i], b[i]);
+  }
+  PHX_UNROLL
+  for (int i = 0; i < 8; ++i) v[i] = ToFloat<kHalf>(FromFloat<kHalf>(Add(v[i], a[i])));
+  Store8<kHalf>(p.residual + row * p.residual_stride + c, count, v);
+}
+
+// A block a row of the residual.
+template <bool kHalf>
+PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) AddRows(RmsNormArgs p) {
+  float v[8];
+  for (int64_t c = ThreadIndex() * 8; c < p.cols; c += kThreads * 8) AddUnit<kHalf>(p, BlockX(), c, v);
+}
+
+// A block a row of y. The sum of squares: a thread's units in rising order, by fma; then the tree over a
+// warp; then the warps from the first. Columns alone say which thread has what, so all rows have one order.
+template <bool kHalf>
+PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) RmsNorm(RmsNormArgs p) {
+  auto* sums = reinterpret_cast<float*>(SharedMemory());
+  const int64_t out = BlockX();
+  const int64_t row = p.chosen == nullptr ? out : p.chosen[out];
+  const bool inside = row >= 0 && row < p.rows;
+  float v[8];
+  float sum = 0;
+  for (int64_t c = ThreadIndex() * 8; inside && c < p.cols; c += kThreads * 8) {
+    AddUnit<kHalf>(p, row, c, v);
+    PHX_UNROLL
+    for (int i = 0; i < 8; ++i) sum = Fma(v[i], v[i], sum);
+  }
+  sum = WarpSum(sum);
+  if (ThreadIndex() % kWarpSize == 0) sums[ThreadIndex() / kWarpSize] = sum;
+  if (!PHX_FAULT(kNormNoBarrier)) SyncThreads();
+  sum = sums[0];
+  PHX_UNROLL
+  for (int w = 1; w < kThreads / kWarpSize; ++w) sum = Add(sum, sums[w]);
+  const float factor =
+      inside ? Div(1.0f, Sqrt(Add(Div(sum, static_cast<float>(p.cols)), p.eps))) : QuietNan();
+  for (int64_t c = ThreadIndex() * 8; c < p.cols; c += kThreads * 8) {
+    const int64_t count = p.cols - c;
+    float w[8];
+    // A thread reads what it wrote itself.
+    Load8<kHalf>(p.residual + (inside ? row : 0) * p.residual_stride + c, count, v);
+    LoadFloats8(p.weight + c, count, w);
+    PHX_UNROLL
+    for (int i = 0; i < 8; ++i) v[i] = Mul(Mul(v[i], factor), w[i]);
+    Store8<kHalf>(p.y + out * p.y_stride + c, count, v);
+  }
+}
+
+template <bool kHalf>
+PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) SwiGlu(SwiGluArgs p) {
+  const int64_t row = BlockY();
+  const int64_t c = (BlockX() * int64_t{kThreads} + ThreadIndex()) * 8;
+  if (c >= p.cols) return;
+  const int64_t count = p.cols - c;
+  float gate[8], up[8];
+  Load8<kHalf>(p.gate_up + row * p.stride + c, count, gate);
+  Load8<kHalf>(p.gate_up + row * p.stride + p.cols + c, count, up);
+  PHX_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    gate[i] = Mul(Div(gate[i], Add(1.0f, Exp2(Mul(gate[i], -kLog2e)))), up[i]);
+  }
+  Store8<kHalf>(p.y + row * p.y_stride + c, count, gate);
+}
+
+PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) CopyRows(CopyRowsArgs p) {
+  const int64_t row = BlockY(), head = BlockX();
+  for (int64_t c = ThreadIndex() * 8; c < p.cols; c += kThreads * 8) {
+    const Quad q = LoadBits8(p.x + row * p.x_stride + head * p.x_pitch + c, p.cols - c);
+    StoreBits8(p.y + row * p.y_stride + head * p.y_pitch + c, p.cols - c, q);
+  }
+}
+
+// Rotates channels [0, 2 half) of a head at `x` as table says, from `unit` 8 pairs on, into `y`.
+template <bool kHalf>
+PHX_DEVICE void RotateUnit(const RopeTableArgs& table, bool inside, int64_t position, int unit,
+                           const uint16_t* x, uint16_t* y) {
+  const int first = unit * 8;
+  const int64_t pairs = table.half - first;
+  float a[8], b[8], cos[8], sin[8];
+  if (table.interleaved) {
+    float low[8], high[8];
+    Load8<kHalf>(x + 2 * first, 2 * pairs, low);
+    Load8<kHalf>(x + 2 * first + 8, 2 * pairs - 8, high);
+    PHX_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      a[i] = low[2 * i], b[i] = low[2 * i + 1];
+      a[4 + i] = high[2 * i], b[4 + i] = high[2 * i + 1];
+    }
+  } else {
+    Load8<kHalf>(x + first, pairs, a);
+    Load8<kHalf>(x + table.half + first, pairs, b);
+  }
+  const int64_t at = inside ? position * table.half + first : 0;
+  LoadFloats8(table.cos + at, inside ? pairs : 0, cos);
+  LoadFloats8(table.sin + at, inside ? pairs : 0, sin);
+  PHX_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    const float rotated = Sub(Mul(a[i], cos[i]), Mul(b[i], sin[i]));
+    b[i] = inside ? Add(Mul(b[i], cos[i]), Mul(a[i], sin[i])) : QuietNan();
+    a[i] = inside ? rotated : QuietNan();
+  }
+  if (table.interleaved) {
+    float low[8], high[8];
+    PHX_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      low[2 * i] = a[i], low[2 * i + 1] = b[i];
+      high[2 * i] = a[4 + i], high[2 * i + 1] = b[4 + i];
+    }
+    Store8<kHalf>(y + 2 * first, 2 * pairs, low);
+    Store8<kHalf>(y + 2 * first + 8, 2 * pairs - 8, high);
+  } else {
+    Store8<kHalf>(y + first, pairs, a);
+    Store8<kHalf>(y + table.half + first, pairs, b);
+  }
+}
+
+// A block a row: heads of q, then of k, then of v. Units of a head: those that rotate, then those that are
+// copied, which q leaves where they are.
+template <bool kHalf>
+PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) RopeStore(RopeStoreArgs p) {
+  const int64_t row = BlockX();
+  const CacheArgs& cache = p.cache;
+  const int mode = p.rope_mode[row];
+  const bool known = mode >= 0 && mode < p.num_tables;
+  // A run-time index into the parameters would move them to local memory.
+  RopeTableArgs table = p.tables[0];
+  PHX_UNROLL
+  for (int i = 1; i < kMaxRopeTables; ++i) {
+    if (mode == i) table = p.tables[i];
+  }
+  const int64_t position = p.positions[row];
+  const bool inside = known && position >= 0 && position < table.num_positions;
+  const int64_t slot = p.slots[row];
+  const bool stored = slot >= 0 && slot < cache.num_blocks * cache.block_size;
+  const int64_t block = stored ? slot / cache.block_size : 0, offset = stored ? slot % cache.block_size : 0;
+  const int rotated = (table.half + 7) / 8;
+  for (int i = ThreadIndex(); i < p.num_heads * rotated; i += kThreads) {
+    uint16_t* x = p.q + row * p.q_stride + int64_t{i / rotated} * cache.key_dim + p.rope_offset;
+    RotateUnit<kHalf>(table, inside, position, i % rotated, x, x);
+  }
+  if (!stored) return;
+  const int before = p.rope_offset, after = cache.key_dim - p.rope_offset - 2 * table.half;
+  const int units = rotated + (before + 7) / 8 + (after + 7) / 8;
+  for (int i = ThreadIndex(); i < cache.num_heads * units; i += kThreads) {
+    const int head = i / units, unit = i % units;
+    const uint16_t* k = p.k + row * p.k_stride + int64_t{head} * cache.key_dim;
+    uint16_t* to =
+        cache.keys + ((block * cache.num_heads + head) * cache.block_size + offset) * cache.key_pitch;
+    if (unit < rotated) {
+      RotateUnit<kHalf>(table, inside, position, unit, k + before, to + before);
+      continue;
+    }
+    int c = (unit - rotated) * 8, end = before;
+    if (unit - rotated >= (before + 7) / 8) {
+      c = before + 2 * table.half + (unit - rotated - (before + 7) / 8) * 8;
+      end = cache.key_dim;
+    }
+    StoreBits8(to + c, end - c, LoadBits8(k + c, end - c));
+  }
+  const int value_units = (cache.value_dim + 7) / 8;
+  for (int i = ThreadIndex(); i < cache.num_heads * value_units; i += kThreads) {
+    const int head = i / value_units, c = i % value_units * 8;
+    const uint16_t* v = p.v + row * p.v_stride + int64_t{head} * cache.value_dim + c;
+    uint16_t* to =
+        cache.values + ((block * cache.num_heads + head) * cache.block_size + offset) * cache.value_pitch + c;
+    StoreBits8(to, cache.value_dim - c, LoadBits8(v, cache.value_dim - c));
+  }
+}
+
+GridDim Grid(int64_t x, int64_t y) { return {static_cast<unsigned>(x), static_cast<unsigned>(y), 1}; }
+
+}  // namespace
+
+int LaunchEmbed(const EmbedArgs& p, void* stream) {
+  if (p.rows == 0 || p.cols == 0) return 0;
+  return LaunchKernel("Embed", Embed, Grid(CeilDiv(p.cols, kThreads * 8), p.rows), kThreads, 0, stream, p);
+}
+
+int LaunchRmsNorm(const RmsNormArgs& args, bool half, void* stream) {
+  RmsNormArgs p = args;
+  if (p.cols == 0) return 0;
+  if (p.add != nullptr && p.chosen != nullptr && p.rows > 0) {
+    const int error = LaunchKernel("AddRows", half ? AddRows<true> : AddRows<false>, Grid(p.rows, 1),
+                                   kThreads, 0, stream, p);
+    if (error != 0) return error;
+    p.add = nullptr;
+  }
+  if (p.y_rows == 0) return 0;
+  return LaunchKernel("RmsNorm", half ? RmsNorm<true> : RmsNorm<false>, Grid(p.y_rows, 1), kThreads,
+                      kThreads / kWarpSize * 4, stream, p);
+}
+
+int LaunchSwiGlu(const SwiGluArgs& p, bool half, void* stream) {
+  if (p.rows == 0 || p.cols == 0) return 0;
+  return LaunchKernel("SwiGlu", half ? SwiGlu<true> : SwiGlu<false>,
+                      Grid(CeilDiv(p.cols, kThreads * 8), p.rows), kThreads, 0, stream, p);
+}
+
+int LaunchCopyRows(const CopyRowsArgs& p, void* stream) {
+  if (p.rows == 0 || p.cols == 0 || p.heads == 0) return 0;
+  return LaunchKernel("CopyRows", CopyRows, Grid(p.heads, p.rows), kThreads, 0, stream, p);
+}
+
+int LaunchRopeStore(const RopeStoreArgs& p, bool half, void* stream) {
+  if (p.rows == 0) return 0;
+  return LaunchKernel("RopeStore", half ? RopeStore<true> : RopeStore<false>, Grid(p.rows, 1), kThreads, 0,
+                      stream, p);
+}
+
+}  // namespace phalanx::cuda

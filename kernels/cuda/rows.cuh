@@ -1,0 +1,79 @@
+// Reads and writes of up to 8 neighbouring 16-bit elements: one 16-byte access where they are whole and
+// aligned. Which of the two ways is taken changes no bit of what is computed.
+#pragma once
+
+#include "kernels/cuda/device.h"
+
+namespace phalanx::cuda {
+
+template <bool kHalf>
+PHX_DEVICE void Load8(const uint16_t* from, int64_t count, float (&v)[8]) {
+  if (count >= 8 && (reinterpret_cast<uintptr_t>(from) & 15) == 0) {
+    const Quad q = LoadQuad(from);
+    PHX_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      v[2 * i] = ToFloat<kHalf>(static_cast<uint16_t>(q.v[i]));
+      v[2 * i + 1] = ToFloat<kHalf>(static_cast<uint16_t>(q.v[i] >> 16));
+    }
+    return;
+  }
+  PHX_UNROLL
+  for (int i = 0; i < 8; ++i) v[i] = i < count ? ToFloat<kHalf>(from[i]) : 0.0f;
+}
+
+template <bool kHalf>
+PHX_DEVICE void Store8(uint16_t* to, int64_t count, const float (&v)[8]) {
+  if (count >= 8 && (reinterpret_cast<uintptr_t>(to) & 15) == 0) {
+    Quad q;
+    PHX_UNROLL
+    for (int i = 0; i < 4; ++i) q.v[i] = Pack2<kHalf>(v[2 * i], v[2 * i + 1]);
+    StoreQuad(to, q);
+    return;
+  }
+  PHX_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    if (i < count) to[i] = FromFloat<kHalf>(v[i]);
+  }
+}
+
+PHX_DEVICE void LoadFloats8(const float* from, int64_t count, float (&v)[8]) {
+  if (count >= 8 && (reinterpret_cast<uintptr_t>(from) & 15) == 0) {
+    PHX_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      const Quad q = LoadQuad(from + h * 4);
+      PHX_UNROLL
+      for (int i = 0; i < 4; ++i) v[h * 4 + i] = FloatFromBits(q.v[i]);
+    }
+    return;
+  }
+  PHX_UNROLL
+  for (int i = 0; i < 8; ++i) v[i] = i < count ? from[i] : 0.0f;
+}
+
+// 8 elements as they are.
+PHX_DEVICE Quad LoadBits8(const uint16_t* from, int64_t count) {
+  if (count >= 8 && (reinterpret_cast<uintptr_t>(from) & 15) == 0) return LoadQuad(from);
+  Quad q;
+  PHX_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t low = 2 * i < count ? from[2 * i] : 0;
+    const uint32_t high = 2 * i + 1 < count ? from[2 * i + 1] : 0;
+    q.v[i] = low | high << 16;
+  }
+  return q;
+}
+
+PHX_DEVICE void StoreBits8(uint16_t* to, int64_t count, const Quad& q) {
+  if (count >= 8 && (reinterpret_cast<uintptr_t>(to) & 15) == 0) {
+    StoreQuad(to, q);
+    return;
+  }
+  PHX_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    if (i < count) to[i] = static_cast<uint16_t>(q.v[i / 2] >> (i % 2 * 16));
+  }
+}
+
+inline int CeilDiv(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+
+}  // namespace phalanx::cuda
