@@ -115,7 +115,12 @@ void Scores(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, int t
   }
 }
 
-// The same over int8: panels are widened two at a time and used while they are near.
+inline void Prefetch(const void* p, int lines) {
+  for (int i = 0; i < lines; ++i) _mm_prefetch(static_cast<const char*>(p) + i * 64, _MM_HINT_T1);
+}
+
+// The same over int8: panels are widened two at a time and used while they are near. What Int8Values will
+// read of the same keys is fetched.
 void Int8Scores(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, int tile_rows) {
   const auto* q = static_cast<const uint16_t*>(c.v.q);
   const int panels = (num_keys + kPanel - 1) / kPanel;
@@ -123,6 +128,11 @@ void Int8Scores(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, i
   auto* widened = static_cast<uint16_t*>(c.scales.widened);
   for (int p = 0; p < panels; p += 2) {
     const int count = p + 1 < panels ? 2 : 1;
+    for (int i = 0; i < c.v.value_panels; ++i) {
+      Prefetch(static_cast<const int8_t*>(c.values[p / 2]) + i * c.value_strides[p / 2],
+               kTileK * kPanel / 64);
+      if (i % 2 == 0) Prefetch(c.scales.values[p / 2] + i / 2 * c.scales.stride, 1);
+    }
     for (int i = 0; i < count; ++i) {
       WidenKeys(static_cast<const int8_t*>(c.keys[p + i]), c.scales.keys[p + i], c.scales.stride,
                 c.v.key_depth, widened + i * panel);
@@ -211,7 +221,7 @@ void Values(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, int t
   }
 }
 
-// The same over int8, two panels at a time.
+// The same over int8, two panels at a time. The next chunk's keys are fetched.
 void Int8Values(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, int tile_rows) {
   const auto* weights = static_cast<const uint16_t*>(c.v.weights);
   const int key_tiles = (num_keys + kTileK - 1) / kTileK;
@@ -223,6 +233,12 @@ void Int8Values(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, i
     for (int k = 0; k < key_tiles; ++k) {
       const int keys = num_keys - k * kTileK < kTileK ? num_keys - k * kTileK : kTileK;
       const uint16_t* scales = c.scales.values[k] + p * kPanel / kInt8Group * c.scales.stride;
+      constexpr int kLines = kInt8Group * kPanel / 64;  // of a panel of keys, for each 32 channels
+      for (int q = 2 * k; q < 2 * k + 2 && q < c.next_panels; ++q) {
+        if (p * kPanel >= c.v.key_depth) break;
+        Prefetch(static_cast<const int8_t*>(c.keys[kChunk / kPanel + q]) + p * kPanel * kPanel, kLines);
+        if (q % 2 == 0) Prefetch(c.scales.keys[kChunk / kPanel + q] + p / 2 * c.scales.stride, 1);
+      }
       for (int i = 0; i < count; ++i) {
         WidenValues(static_cast<const int8_t*>(c.values[k]) + (p + i) * c.value_strides[k], scales, keys,
                     widened + (2 * k + i) * kTile);

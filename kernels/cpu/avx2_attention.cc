@@ -38,13 +38,18 @@ void WidenKeys(const int8_t* panel, const uint16_t* scales, int64_t stride, int6
   }
 }
 
-// What AnyTileProduct reads of the panels of a block's keys.
+inline void Prefetch(const void* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(static_cast<const char*>(p) + i, _MM_HINT_T1);
+}
+
+// What AnyTileProduct reads of the panels of a block's keys. Of int8 the block's values are fetched.
 template <typename W>
 auto KeysOf(const Avx2AttentionChunkParams& c, int b, int panels) {
   const W* keys = static_cast<const W*>(c.keys[b]);
   if constexpr (sizeof(W) == 1) {
     auto* out = static_cast<float*>(c.scales.widened);
     const int64_t panel = static_cast<int64_t>(c.key_dim) * kPanel;
+    Prefetch(c.values[b], static_cast<int64_t>(c.v.value_panels) * c.value_rows * kPanel);
     for (int p = 0; p < panels; ++p)
       WidenKeys(keys + p * panel, c.scales.keys[b] + p * kPanel, c.scales.stride, c.key_dim, out + p * panel);
     return static_cast<const float*>(out);
@@ -66,11 +71,14 @@ Panel16 LoadValue(const Avx2AttentionChunkParams& c, int b, int panel, int key) 
   }
 }
 
-// And of the panels of `num_keys` values.
+// And of the panels of `num_keys` values; of int8 the next chunk's keys are fetched.
 template <typename W>
 auto ValuesOf(const Avx2AttentionChunkParams& c, int b, int num_keys) {
   if constexpr (sizeof(W) == 1) {
     auto* out = static_cast<float*>(c.scales.widened);
+    if (b < c.next_blocks) {
+      Prefetch(c.keys[kChunk / kPanel + b], static_cast<int64_t>(c.key_dim) * c.block_keys);
+    }
     for (int p = 0; p < c.v.value_panels; ++p) {
       float* to = out + static_cast<int64_t>(p) * c.value_rows * kPanel;
       for (int j = 0; j < num_keys; ++j, to += kPanel) {

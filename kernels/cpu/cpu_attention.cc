@@ -265,12 +265,12 @@ struct CpuAttention::Layout {
     max = take(vectors * 4);
     sum = take(vectors * 4);
     num_keys = take(vectors * 4);
-    key_pointers = take(kAttentionChunk / kPanel * 8);
+    key_pointers = take(2 * kAttentionChunk / kPanel * 8);
     value_pointers = take(kAttentionChunk / kPanel * 8);
     value_strides = take(kAttentionChunk / kPanel * 8);
     last_tile = take(kValueTile * value_width * 2);
     if (int8) {
-      key_scales = take(kAttentionChunk / kPanel * 8);
+      key_scales = take(2 * kAttentionChunk / kPanel * 8);
       value_scales = take(kAttentionChunk / kPanel * 8);
       widened = take(amx ? 2 * kPanel * std::max<int64_t>(cache.key_depth(), kAttentionChunk) * 2
                          : s.block_size * std::max<int64_t>(s.key_dim, value_width) * 4);
@@ -310,6 +310,7 @@ struct CpuAttention::Work {
           : Gather<kFormat, false>(cache, params, *task.sequence, head(), begin, keys, keys_to, values_to);
     });
   }
+  int64_t EndPosition() const { return task.sequence->first_position + task.first_row + task.num_rows; }
   int64_t Block(int64_t position) const {
     return task.sequence->block_table[position / cache.shape().block_size];
   }
@@ -443,6 +444,13 @@ void CpuAttention::RunAvx2Chunk(const Work& work, const AttentionVectors& vector
     key_scales[b] = cache.KeyScales(block, work.params.layer, work.head());
     value_scales[b] = cache.ValueScales(block, work.params.layer, work.head());
   }
+  c.next_blocks = 0;
+  for (int64_t position = begin + kAttentionChunk;
+       layout.int8 && position < std::min(work.EndPosition(), begin + 2 * kAttentionChunk);
+       position += c.block_keys) {
+    keys[kAttentionChunk / kPanel + c.next_blocks++] =
+        cache.Keys(work.Block(position), work.params.layer, work.head());
+  }
   Avx2AttentionChunk(c);
 }
 
@@ -469,6 +477,17 @@ void CpuAttention::RunAmxChunk(const Work& work, const AttentionVectors& vectors
     if (layout.int8) {
       key_scales[p] = cache.KeyScales(work.Block(position), work.params.layer, work.head()) + offset;
     }
+  }
+  const int64_t next = begin + kAttentionChunk;
+  int next_panels = 0;
+  for (; layout.int8 && next_panels < kAttentionChunk / kPanel; ++next_panels) {
+    const int64_t position = next + next_panels * kPanel;
+    if (position >= work.EndPosition()) break;
+    const int64_t offset = position % block_size;
+    const int at = kAttentionChunk / kPanel + next_panels;
+    keys[at] =
+        cache.Keys(work.Block(position), work.params.layer, work.head()) + offset * cache.key_depth() * bytes;
+    key_scales[at] = cache.KeyScales(work.Block(position), work.params.layer, work.head()) + offset;
   }
   for (int t = 0; t * kValueTile < num_keys; ++t) {
     const int64_t position = begin + t * kValueTile;
@@ -506,6 +525,7 @@ void CpuAttention::RunAmxChunk(const Work& work, const AttentionVectors& vectors
                      values,
                      strides,
                      layout.int8,
+                     next_panels,
                      {key_scales, value_scales, block_size, work.scratch + layout.widened}});
 }
 

@@ -175,8 +175,9 @@ struct Int8Scales {
 // channels] [value_rows][16].
 struct Avx2AttentionChunkParams {
   AttentionVectors v;
-  bool bf16;  // the cache's type; else fp32, or
-  bool int8;
+  bool bf16;          // the cache's type; else fp32, or
+  bool int8;          // then keys[16..] point to the next chunk's blocks:
+  int next_blocks;    // so many, which are fetched
   Int8Scales scales;  // of int8; widened: fp32 [block_keys * max(key_dim, value_panels * 16)]
   int key_dim;
   int block_keys;             // keys of a block, a multiple of 16
@@ -193,7 +194,8 @@ struct AmxAttentionChunkParams {
   const void* const* keys;       // [ceil(keys / 16)]
   const void* const* values;     // [ceil(keys / 32)] tile of the first 16 channels
   const int64_t* value_strides;  // [ceil(keys / 32)] elements from one 16 channels to the next
-  bool int8;                     // keys and values point to such
+  bool int8;                     // keys and values point to such, and keys[16..] to the next chunk's:
+  int next_panels;               // so many, which are fetched
   Int8Scales scales;             // of int8; widened: bf16 [max(2 * 16 * key_depth, 2 * 16 * 256)]
 };
 // Between kAmxGemmBf16.begin_task(num_vectors) and end_task.

@@ -154,7 +154,8 @@ class Phalanx:
             subprocess.Popen([str(BUILD / "coordinator/phalanx-coordinator"), "--listen", self.address, "--model",
                               str(o.model), "--name", "m", "--compute", compute], stdout=self.log, stderr=self.log),
             subprocess.Popen([str(BUILD / "worker/phalanx-worker"), "--coordinator", self.address, "--threads",
-                              str(o.threads), "--kv-bytes", str(kv_bytes), "--kv-cache-dtype", kv or o.kv_type], stdout=self.log, stderr=self.log),
+                              str(o.threads), "--kv-bytes", str(kv_bytes), "--kv-cache-dtype", kv or o.kv_type],
+                             stdout=self.log, stderr=self.log),
         ]
 
     def client(self, *flags, **options):
@@ -213,7 +214,7 @@ class Phalanx:
 
     def top(self, ids, count):
         with self._stub() as stub:
-            answer = stub.generate(tokens={"ids": ids}, prompt_logprobs=count,
+            answer = stub.generate(timeout=600, tokens={"ids": ids}, prompt_logprobs=count,
                                    sampling={"max_tokens": 0, "temperature": 0})
         if answer.error:
             raise RuntimeError(answer.details)
