@@ -152,7 +152,7 @@ TEST_P(GoldenTest, LogprobsOfATextAreTransformers) {
     }
   }
   const auto n = static_cast<double>(want.size());
-  const double limit = GetParam().exact() ? 1e-3 : 0.05;
+  const double limit = GetParam().exact() ? 1e-3 : GetParam().compute == Compute::kFp32 ? 0.03 : 0.05;
   const double transformers = std::accumulate(want.begin(), want.end(), 0.0) / n;
   std::printf(
       "%s: log-probabilities of %zu tokens: mean absolute difference %.2e (limit %.0e), largest %.2e, mean "
