@@ -52,7 +52,7 @@ struct LeaderHello {
   int64_t kv_blocks = 0;
   int32_t kv_block_size = 0;
   int32_t context_length = 0;
-  std::string kv_cache_dtype;
+  std::string kv_cache_dtype = "";  // as in GroupHello
 };
 
 struct GroupLoad {
