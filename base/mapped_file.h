@@ -33,7 +33,7 @@ class MappedFile {
   const int64_t bytes_;
 };
 
-// FNV-1a, 64 bits: Fnv1a(kFnvOffset, ...) begins, its result goes on.
+// In the manner of FNV-1a, but eight bytes a step: Fnv1a(kFnvOffset, ...) begins, its result goes on.
 inline constexpr uint64_t kFnvOffset = 0xcbf29ce484222325u;
 uint64_t Fnv1a(uint64_t hash, const void* data, int64_t bytes);
 // The same over three samples of 4 KiB: the first, the middle and the last.

@@ -22,6 +22,8 @@ namespace {
 constexpr std::chrono::milliseconds kTick{100};
 constexpr int64_t kSweepMs = 1000;
 constexpr std::chrono::seconds kHelloTimeout{10};
+// A call that has waited so long for a model to be opened is told that there is none.
+constexpr std::chrono::seconds kOpenTimeout{60};
 constexpr int kPoolThreads = 2;
 constexpr int kBulkThreads = 1;
 constexpr size_t kMaxIdBytes = 256;
@@ -69,13 +71,39 @@ int64_t Coordinator::NowMs() const {
 // --- models
 // ------------------------------------------------------------------------------------------------------
 
+void Coordinator::EndOpening() {
+  MutexLock lock(opening_mu_);
+  opening_.store(false);
+  opened_.NotifyAll();
+}
+
+void Coordinator::AwaitModels() {
+  if (!opening_.load()) return;
+  const auto deadline = CondVar::Clock::now() + kOpenTimeout;
+  MutexLock lock(opening_mu_);
+  while (opening_.load() && opened_.WaitUntil(opening_mu_, deadline)) {
+  }
+}
+
+absl::Status Coordinator::Announce(const ModelSpec& spec) {
+  Actions actions;
+  PHX_RETURN_IF_ERROR(cluster_.LoadModel(NowMs(), spec, &actions));
+  announced_ = spec.name;
+  Execute(actions);
+  return absl::OkStatus();
+}
+
 absl::Status Coordinator::Load(std::shared_ptr<const LoadedModel> model) {
   PHX_RETURN_IF_ERROR(registry_.Add(model));
   const ModelSpec& spec = model->spec;
   spdlog::info("model '{}' loaded from {}: tp {}, {} groups, context {}", spec.name, spec.path,
                spec.tensor_parallel, spec.groups, spec.context_length);
   Actions actions;
-  PHX_RETURN_IF_ERROR(cluster_.LoadModel(NowMs(), spec, &actions));
+  if (spec.name == announced_) {
+    announced_.clear();
+  } else {
+    PHX_RETURN_IF_ERROR(cluster_.LoadModel(NowMs(), spec, &actions));
+  }
   num_models_.fetch_add(1);
   Execute(actions);
   return absl::OkStatus();

@@ -15,6 +15,7 @@
 
 #include "absl/random/random.h"
 #include "absl/status/status.h"
+#include "base/mutex.h"
 #include "coordinator/admission.h"
 #include "coordinator/cluster_state.h"
 #include "coordinator/config.h"
@@ -52,13 +53,24 @@ class Coordinator {
   // Requests are refused from now on.
   void BeginDrain() { draining_.store(true); }
   bool draining() const { return draining_.load(); }
-  // Not draining, and a group is ready if any model is loaded.
-  bool ready() const { return !draining() && (num_models_.load() == 0 || num_ready_groups_.load() > 0); }
+  // Not draining or opening a model, and a group is ready if any model is loaded.
+  bool ready() const {
+    return !draining() && !opening_.load() && (num_models_.load() == 0 || num_ready_groups_.load() > 0);
+  }
+  // From here until Load or EndOpening clients' calls wait for the model that the process starts with:
+  // workers are served meanwhile.
+  void BeginOpening() { opening_.store(true); }
+  void EndOpening();
+  // Waits until no model is being opened.
+  void AwaitModels();
   // Seconds since the coordinator began.
   double Now() const;
 
   // --- models
   // --------------------------------------------------------------------------------------------------
+  // Workers begin with a model that will be loaded: its spec is complete. AlreadyExists.
+  absl::Status Announce(const ModelSpec& spec);
+  // AlreadyExists, unless it is the model that was announced.
   absl::Status Load(std::shared_ptr<const LoadedModel> model);
   absl::Status Unload(const std::string& name);
   void FillStatus(v1::GetStatusResponse* out) const;
@@ -123,6 +135,10 @@ class Coordinator {
   ModelRegistry registry_;
   InFlightLimit in_flight_;
   std::atomic<bool> draining_{false};
+  std::atomic<bool> opening_{false};
+  Mutex opening_mu_;
+  CondVar opened_;
+  std::string announced_;  // a model's name, until it is loaded
   std::atomic<int> num_models_{0};
   std::atomic<int> num_ready_groups_{0};
 

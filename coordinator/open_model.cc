@@ -305,41 +305,66 @@ absl::Status CheckPaths(ModelSpec* spec) {
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<const LoadedModel>> OpenModel(ModelSpec spec) {
-  PHX_RETURN_IF_ERROR(CheckPaths(&spec));
-  auto model = std::make_shared<LoadedModel>();
-  std::error_code error;
-  const bool is_directory = std::filesystem::is_directory(spec.path, error);
-  std::unique_ptr<GgufFile> file;
+struct ModelOpening::State {
+  std::shared_ptr<LoadedModel> model = std::make_shared<LoadedModel>();
+  bool is_directory = false;
+  std::unique_ptr<GgufFile> file;  // null: a directory
   absl::StatusOr<GenerationConfig> own;
-  if (is_directory) {
+};
+
+ModelOpening::ModelOpening(std::unique_ptr<State> state) : state_(std::move(state)) {}
+ModelOpening::ModelOpening(ModelOpening&&) = default;
+ModelOpening& ModelOpening::operator=(ModelOpening&&) = default;
+ModelOpening::~ModelOpening() = default;
+
+const ModelSpec& ModelOpening::spec() const { return state_->model->spec; }
+
+absl::StatusOr<ModelOpening> ModelOpening::Begin(ModelSpec spec) {
+  PHX_RETURN_IF_ERROR(CheckPaths(&spec));
+  auto state = std::make_unique<State>();
+  LoadedModel& model = *state->model;
+  std::error_code error;
+  state->is_directory = std::filesystem::is_directory(spec.path, error);
+  if (state->is_directory) {
     PHX_ASSIGN_OR_RETURN(HfConfig config, OpenDirectory(spec.path));
-    own = DefaultsOfDirectory(spec.path, config);
+    state->own = DefaultsOfDirectory(spec.path, config);
     // Weights need not be read to be counted.
     PHX_ASSIGN_OR_RETURN(const WeightSizes sizes, WeightSizesOf(config.model, WeightFormat::kBf16));
-    model->num_parameters = sizes.total().parameters;
-    model->config = std::move(config.model);
+    model.num_parameters = sizes.total().parameters;
+    model.config = std::move(config.model);
   } else {
-    PHX_ASSIGN_OR_RETURN(file, GgufFile::Open(spec.path));
-    PHX_ASSIGN_OR_RETURN(model->config, ModelConfigFromGguf(*file));
-    own = DefaultsOfGguf(*file);
-    model->num_parameters = CountParameters(*file);
+    PHX_ASSIGN_OR_RETURN(state->file, GgufFile::Open(spec.path));
+    PHX_ASSIGN_OR_RETURN(model.config, ModelConfigFromGguf(*state->file));
+    state->own = DefaultsOfGguf(*state->file);
+    model.num_parameters = CountParameters(*state->file);
   }
-  PHX_RETURN_IF_ERROR(CompleteSpec(model->config, is_directory, &spec));
-  ModelLimits& limits = model->limits;
-  limits.name = spec.name;
-  limits.vocab_size = model->config.vocab_size;
-  limits.context_length = spec.context_length;
-  if (!is_directory && spec.tokenizer.empty()) {
-    PHX_RETURN_IF_ERROR(ReadGgufText(*file, model.get()));
+  PHX_RETURN_IF_ERROR(CompleteSpec(model.config, state->is_directory, &spec));
+  model.limits.name = spec.name;
+  model.limits.vocab_size = model.config.vocab_size;
+  model.limits.context_length = spec.context_length;
+  model.spec = std::move(spec);
+  return ModelOpening(std::move(state));
+}
+
+absl::StatusOr<std::shared_ptr<const LoadedModel>> ModelOpening::Finish() && {
+  const std::shared_ptr<LoadedModel> model = std::move(state_->model);
+  const ModelSpec& spec = model->spec;
+  if (!state_->is_directory && spec.tokenizer.empty()) {
+    PHX_RETURN_IF_ERROR(ReadGgufText(*state_->file, model.get()));
   } else {
     const std::string& folder = spec.tokenizer.empty() ? spec.path : spec.tokenizer;
-    PHX_RETURN_IF_ERROR(ReadFolderText(folder, own, model.get()));
+    PHX_RETURN_IF_ERROR(ReadFolderText(folder, state_->own, model.get()));
   }
   // A cut on what the vocabulary can hold keeps a file's value in the range of a request's.
+  ModelLimits& limits = model->limits;
   limits.defaults.top_k = std::min(limits.defaults.top_k, limits.vocab_size);
-  model->spec = std::move(spec);
+  state_.reset();
   return model;
+}
+
+absl::StatusOr<std::shared_ptr<const LoadedModel>> OpenModel(ModelSpec spec) {
+  PHX_ASSIGN_OR_RETURN(ModelOpening opening, ModelOpening::Begin(std::move(spec)));
+  return std::move(opening).Finish();
 }
 
 }  // namespace phalanx::coordinator

@@ -19,4 +19,22 @@ namespace phalanx::coordinator {
 // those.
 absl::StatusOr<std::shared_ptr<const LoadedModel>> OpenModel(ModelSpec spec);
 
+// The same in two steps. The first reads headers alone, a fraction of the time: after it the spec is
+// complete, which is all that workers need to begin.
+class ModelOpening {
+ public:
+  static absl::StatusOr<ModelOpening> Begin(ModelSpec spec);
+  ModelOpening(ModelOpening&&);
+  ModelOpening& operator=(ModelOpening&&);
+  ~ModelOpening();
+
+  const ModelSpec& spec() const;
+  absl::StatusOr<std::shared_ptr<const LoadedModel>> Finish() &&;
+
+ private:
+  struct State;
+  explicit ModelOpening(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
 }  // namespace phalanx::coordinator

@@ -4,6 +4,7 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -11,7 +12,6 @@
 #include "base/grpc_util.h"
 #include "base/logging.h"
 #include "base/status_macros.h"
-#include "coordinator/open_model.h"
 #include "coordinator/wire.h"
 
 namespace phalanx::coordinator {
@@ -37,11 +37,13 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Config& config) {
   // gRPC's own lines are for debugging; what matters comes back as a status.
   gpr_set_log_function([](gpr_log_func_args* args) { spdlog::debug("grpc: {}", args->message); });
   LogProtobuf();
-  std::shared_ptr<const LoadedModel> model;
+  std::optional<ModelOpening> opening;
   if (!config.model.path.empty()) {
-    PHX_ASSIGN_OR_RETURN(model, OpenModel(config.model));
+    PHX_ASSIGN_OR_RETURN(opening, ModelOpening::Begin(config.model));
   }
   std::unique_ptr<Server> server(new Server(config));
+  Coordinator& coordinator = server->coordinator_;
+  if (opening) coordinator.BeginOpening();
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
@@ -58,18 +60,32 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Config& config) {
     return absl::UnavailableError(absl::StrCat("cannot listen on ", config.listen,
                                                ": the port is taken or the address is not this machine's"));
   }
-  if (!config.metrics_listen.empty()) PHX_RETURN_IF_ERROR(server->StartHttp(config.metrics_listen));
-  if (model != nullptr) {
-    Coordinator& coordinator = server->coordinator_;
-    coordinator.loop()->Post([&coordinator, model] {
-      // Fails only for a second model of the name.
-      if (const absl::Status status = coordinator.Load(model); !status.ok()) {
-        spdlog::error("model '{}': {}", model->spec.name, status.ToString());
-      }
-    });
+  server->UpdateHealth();
+  absl::Status status;
+  if (!config.metrics_listen.empty()) status = server->StartHttp(config.metrics_listen);
+  if (status.ok() && opening) status = server->Load(*std::move(opening));
+  if (!status.ok()) {
+    coordinator.EndOpening();  // the server's end waits for calls that wait
+    return status;
   }
   server->UpdateHealth();
   return server;
+}
+
+absl::Status Server::Load(ModelOpening opening) {
+  const auto check = [](const std::string& name, const absl::Status& status) {
+    // Fails only for a second model of the name.
+    if (!status.ok()) spdlog::error("model '{}': {}", name, status.ToString());
+  };
+  // Workers load the weights while the tokenizer is made.
+  coordinator_.loop()->Post(
+      [this, check, spec = opening.spec()] { check(spec.name, coordinator_.Announce(spec)); });
+  PHX_ASSIGN_OR_RETURN(std::shared_ptr<const LoadedModel> model, std::move(opening).Finish());
+  coordinator_.loop()->Post([this, check, model = std::move(model)] {
+    check(model->spec.name, coordinator_.Load(model));
+    coordinator_.EndOpening();
+  });
+  return absl::OkStatus();
 }
 
 absl::Status Server::StartHttp(const std::string& listen) {

@@ -10,13 +10,15 @@
 #include "base/http_server.h"
 #include "coordinator/config.h"
 #include "coordinator/coordinator.h"
+#include "coordinator/open_model.h"
 #include "coordinator/services.h"
 
 namespace phalanx::coordinator {
 
 class Server {
  public:
-  // Loads config.model if named, then listens. Errors are for the user: file, port.
+  // Opens config.model if named, and listens as soon as its headers are read: clients' calls wait for the
+  // rest. Errors are for the user: file, port.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const Config& config);
   // Stops at once.
   ~Server();
@@ -35,6 +37,7 @@ class Server {
  private:
   explicit Server(const Config& config);
   absl::Status StartHttp(const std::string& listen);
+  absl::Status Load(ModelOpening opening);
 
   Coordinator coordinator_;
   InferenceService inference_;

@@ -18,7 +18,7 @@ namespace {
 class GgufCheckpoint : public Checkpoint {
  public:
   GgufCheckpoint(std::unique_ptr<GgufFile> file, ModelConfig config)
-      : Checkpoint(file->path(), std::move(config)), file_(std::move(file)) {}
+      : Checkpoint(file->path(), std::move(config)), file_(std::move(file)), hash_(file_->ContentHash()) {}
 
   absl::Status AddTensors() {
     for (const GgufTensor& tensor : file_->tensors()) {
@@ -32,7 +32,7 @@ class GgufCheckpoint : public Checkpoint {
     return absl::OkStatus();
   }
   TensorPlace Locate(std::string_view hf_name) const override { return GgufPlaceOf(config(), hf_name); }
-  uint64_t ContentHash() const override { return file_->ContentHash(); }
+  uint64_t ContentHash() const override { return hash_; }
   const GgufFile* gguf() const override { return file_.get(); }
   bool IsUnused(std::string_view name) const override {
     // Read with the config.
@@ -46,6 +46,7 @@ class GgufCheckpoint : public Checkpoint {
 
  private:
   std::unique_ptr<GgufFile> file_;
+  const uint64_t hash_;
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 """The whole systems that compare_llamacpp compares: a coordinator and a worker of ours, and llama-server."""
 
 import contextlib
+import functools
 import http.client
 import json
 import math
@@ -18,6 +19,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "release"
 START_LIMIT_S = 60
+POLL_S = 0.005  # a client that waits for the first token asks so often
+CHUNK_FIELD = 3  # of phalanx.v1.GenerateResponse
 TEXT = ("Bread is made from flour, water, salt and yeast. First the flour and the water are mixed and left to rest, so "
         "that the flour takes up the water. Then salt and yeast are added and the dough is kneaded until it is smooth. "
         "It rises for an hour or two in a warm place, is shaped, rises once more, and is baked in a hot oven until its "
@@ -29,6 +32,24 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def wait_for_listener(port, start):
+    while time.perf_counter() - start < START_LIMIT_S:
+        with contextlib.suppress(OSError):
+            return socket.create_connection(("127.0.0.1", port), START_LIMIT_S).close()
+        time.sleep(POLL_S)
+    raise RuntimeError(f"nobody listens on port {port}")
+
+
+@functools.cache
+def grpc_and_question():
+    """The module grpc, and QUESTION as a serialised phalanx.v1.GenerateRequest."""
+    import grpc  # tests/e2e/requirements.txt
+    text = f'chat {{ messages {{ role: "user" content: "{QUESTION}" }} }} sampling {{ temperature: 0 max_tokens: 4 }}'
+    question = subprocess.run(["protoc", "--encode=phalanx.v1.GenerateRequest", "-I", str(ROOT / "proto"),
+                               "phalanx/v1/inference.proto"], input=text.encode(), capture_output=True, check=True)
+    return grpc, question.stdout
 
 
 def end(processes):
@@ -97,7 +118,7 @@ class Llama:
                     while line := r.readline():
                         if re.search(rb'"content": ?"[^"]', line):
                             return time.perf_counter() - start
-            time.sleep(0.002)
+            time.sleep(POLL_S)
         raise RuntimeError("llama-server gave no token")
 
     def clients(self, requests, count):
@@ -148,7 +169,8 @@ class Phalanx:
     name = "Phalanx"
 
     def __init__(self, o, compute="fast", kv_bytes=0, kv=None):
-        self.address = f"127.0.0.1:{free_port()}"
+        self.port = free_port()
+        self.address = f"127.0.0.1:{self.port}"
         self.log = tempfile.TemporaryFile()
         self.processes = [
             subprocess.Popen([str(BUILD / "coordinator/phalanx-coordinator"), "--listen", self.address, "--model",
@@ -172,17 +194,21 @@ class Phalanx:
         raise RuntimeError("phalanx does not answer:\n" + self.log.read().decode())
 
     def first_token(self, start):
-        # The client's own start and connection are part of the time.
-        while time.perf_counter() - start < START_LIMIT_S:
-            chat = subprocess.Popen([str(BUILD / "client/phalanx"), "--server", self.address, "chat", "--quiet",
-                                     "--temperature", "0", "--max-tokens", "4", QUESTION],
-                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-            first = chat.stdout.read(1)
-            now = time.perf_counter()
-            chat.communicate(timeout=30)
-            if first:
-                return now - start
-            time.sleep(0.002)
+        """As with llama-server: a client that runs already, connects anew until somebody listens, and asks until it is
+        answered."""
+        grpc, question = grpc_and_question()
+        wait_for_listener(self.port, start)
+        with grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            generate = channel.unary_stream("/phalanx.v1.Inference/Generate")
+            while time.perf_counter() - start < START_LIMIT_S:
+                try:
+                    for response in generate(question, timeout=START_LIMIT_S):
+                        if response[0] >> 3 == CHUNK_FIELD:
+                            return time.perf_counter() - start
+                except grpc.RpcError as error:
+                    if error.code() != grpc.StatusCode.UNAVAILABLE:
+                        raise
+                time.sleep(POLL_S)
         self.log.seek(0)
         raise RuntimeError("phalanx gave no token:\n" + self.log.read().decode())
 

@@ -236,5 +236,23 @@ TEST_F(OpenModelTest, NamesOfFiles) {
   std::filesystem::remove(written);
 }
 
+TEST_F(OpenModelTest, TheSpecIsCompleteBeforeTheTextIsRead) {
+  ModelSpec spec;
+  spec.path = TestModel().Write();
+  absl::StatusOr<ModelOpening> opening = ModelOpening::Begin(spec);
+  ASSERT_TRUE(opening.ok()) << opening.status();
+  const ModelSpec begun = opening->spec();
+  EXPECT_EQ(begun.tensor_parallel, 1);
+  EXPECT_EQ(begun.groups, 1);
+  EXPECT_GT(begun.shards, 0);
+  EXPECT_GT(begun.context_length, 0);
+  const auto model = std::move(*opening).Finish();
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_NE((*model)->tokenizer, nullptr);
+  EXPECT_EQ((*model)->spec.name, begun.name);
+  EXPECT_EQ((*model)->spec.context_length, begun.context_length);
+  std::filesystem::remove(spec.path);
+}
+
 }  // namespace
 }  // namespace phalanx::coordinator

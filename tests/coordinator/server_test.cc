@@ -1,6 +1,8 @@
 // The cluster around the requests: workers that come and go, models, health, the way down.
 #include "coordinator/server.h"
 
+#include <atomic>
+#include <chrono>
 #include <limits>
 #include <thread>
 
@@ -39,6 +41,39 @@ TEST_F(ServerTest, SaysWhatIsMissing) {
   EXPECT_EQ(answer.status.error_code(), grpc::UNAVAILABLE);
   EXPECT_THAT(answer.status.error_message(), HasSubstr("group tiny/0 waits for 1 of 2 workers"));
   EXPECT_FALSE(answer.retry_after.empty());
+}
+
+TEST_F(ServerTest, WorkersBeginWhileTheModelIsOpenedAndClientsWait) {
+  StartServer();
+  Coordinator& coordinator = server_->coordinator();
+  coordinator.BeginOpening();
+  ModelSpec spec;
+  spec.path = paths_.emplace_back(TestModel().Write());
+  spec.name = "tiny";
+  auto opening = ModelOpening::Begin(spec);
+  ASSERT_TRUE(opening.ok()) << opening.status();
+  coordinator.loop()->Post([&] { EXPECT_TRUE(coordinator.Announce(opening->spec()).ok()); });
+  FakeWorker& worker = AddWorker(Named("a"));
+  EXPECT_TRUE(Eventually([&] { return worker.assigns().size() == 1 && worker.leader() != nullptr; }));
+  EXPECT_FALSE(coordinator.ready());
+  Answer answer;
+  std::atomic<bool> answered = false;
+  std::thread client([&] {
+    answer = Generate(Tokens({1}));
+    answered = true;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_FALSE(answered);
+  const auto model = std::move(*opening).Finish();
+  EXPECT_TRUE(model.ok()) << model.status();
+  coordinator.loop()->Post([&] {
+    EXPECT_TRUE(coordinator.Load(*model).ok());
+    coordinator.EndOpening();
+  });
+  client.join();
+  EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_TRUE(coordinator.ready());
+  EXPECT_EQ(worker.assigns().size(), 1u);
 }
 
 TEST_F(ServerTest, FormsAGroupOfTwo) {
