@@ -436,4 +436,10 @@ uint64_t GgufFile::ContentHash() const {
   return hash;
 }
 
+std::string GgufFile::identity() const {
+  std::string identity = map_->identity();
+  for (const auto& part : parts_) absl::StrAppend(&identity, " ", part->identity());
+  return identity;
+}
+
 }  // namespace phalanx

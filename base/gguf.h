@@ -66,6 +66,8 @@ class GgufFile {
   // Identifies the weights without reading all of them: a 64-bit hash over the whole header, the file's size
   // and three 4 KiB samples (first, middle, last) of every tensor.
   uint64_t ContentHash() const;
+  // MappedFile::identity() of every part.
+  std::string identity() const;
 
  private:
   GgufFile() = default;

@@ -34,7 +34,10 @@ absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& 
   const int map_errno = errno;
   close(fd);
   if (map == MAP_FAILED) return absl::ErrnoToStatus(map_errno, absl::StrCat("cannot map ", path));
-  return std::unique_ptr<MappedFile>(new MappedFile(path, static_cast<const uint8_t*>(map), info.st_size));
+  return std::unique_ptr<MappedFile>(
+      new MappedFile(path, static_cast<const uint8_t*>(map), info.st_size,
+                     absl::StrCat(info.st_dev, ":", info.st_ino, ":", info.st_size, ":", info.st_mtim.tv_sec,
+                                  ".", info.st_mtim.tv_nsec)));
 }
 
 MappedFile::~MappedFile() { munmap(const_cast<uint8_t*>(data_), static_cast<size_t>(bytes_)); }

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "absl/status/statusor.h"
 
@@ -23,14 +24,17 @@ class MappedFile {
   const std::string& path() const { return path_; }
   const uint8_t* data() const { return data_; }
   int64_t bytes() const { return bytes_; }
+  // Device, inode, size and time of the last change, when it was mapped: equal for what is the same file.
+  const std::string& identity() const { return identity_; }
 
  private:
-  MappedFile(std::string path, const uint8_t* data, int64_t bytes)
-      : path_(std::move(path)), data_(data), bytes_(bytes) {}
+  MappedFile(std::string path, const uint8_t* data, int64_t bytes, std::string identity)
+      : path_(std::move(path)), data_(data), bytes_(bytes), identity_(std::move(identity)) {}
 
   const std::string path_;
   const uint8_t* const data_;
   const int64_t bytes_;
+  const std::string identity_;
 };
 
 // In the manner of FNV-1a, but eight bytes a step: Fnv1a(kFnvOffset, ...) begins, its result goes on.

@@ -30,6 +30,7 @@ class SafetensorsFile {
   static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
 
   const std::string& path() const { return map_->path(); }
+  const std::string& identity() const { return map_->identity(); }
   const std::vector<SafetensorsTensor>& tensors() const { return tensors_; }
   // Identifies the weights without reading all of them: of the header, the file's size and samples of every
   // tensor.

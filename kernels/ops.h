@@ -28,6 +28,7 @@
 #include "base/kv_type.h"
 #include "base/shard_plan.h"
 #include "kernels/token_counts.h"
+#include "kernels/weight_memory.h"
 
 namespace phalanx {
 
@@ -377,6 +378,7 @@ struct OpsInfo {
   std::string device;           // for people: the CPU's or GPU's name
   DType weight_dtype = DType::kF32;  // what PackWeight widens or narrows weights to (but for those that
                                      // a backend keeps quantised)
+  std::vector<DType> kept_dtypes;  // which a backend keeps, of a weight whose pieces are of one type
   // Of what CreateKvCache makes; never kAuto. A device whose weight_dtype is F16 keeps F16 where this says
   // bf16.
   KvType kv_type = KvType::kF32;
@@ -410,6 +412,9 @@ class Ops {
 
   virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes) = 0;
   virtual absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeight(const PackWeightParams& params) = 0;
+  // Weights packed from now on lie in `memory`, which outlives them; null: in memory of their own, as before
+  // the first call. False, and nothing changes, where the backend's weights have another place.
+  virtual bool UseWeightMemory(WeightMemory* /*memory*/) { return false; }
   virtual absl::StatusOr<std::unique_ptr<RopeTable>> MakeRopeTable(const RopeConfig& config,
                                                                    int64_t num_positions) = 0;
   virtual int64_t KvBlockBytes(const KvCacheShape& shape) const = 0;

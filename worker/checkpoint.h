@@ -58,6 +58,8 @@ class Checkpoint {
   virtual TensorPlace Locate(std::string_view hf_name) const = 0;
   // Identifies the weights without reading all of them.
   virtual uint64_t ContentHash() const = 0;
+  // Identifies the files as they were when opened (MappedFile::identity()), in their order.
+  virtual std::string FilesIdentity() const = 0;
   // A tensor, by the file's own name, that such files may have and that no model asks for: layers that
   // predict further tokens, what was read with the config, copies of what is there already.
   virtual bool IsUnused(std::string_view name) const = 0;

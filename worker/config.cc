@@ -102,6 +102,10 @@ absl::Status WorkerConfig::Validate() const {
   }
   PHX_RETURN_IF_ERROR(CheckOneOf("--speculate", speculate, kSpeculate));
   PHX_RETURN_IF_ERROR(CheckRange("--max-guesses", max_guesses, 1, 64));
+  if (shared_weights != "off" && (shared_weights.empty() || shared_weights.front() != '/')) {
+    return absl::InvalidArgumentError(absl::StrCat("--shared-weights is '", shared_weights,
+                                                   "'; it must be a folder's path from the root, or off"));
+  }
   return CheckOneOf("--log-level", log_level, kLogLevels);
 }
 
@@ -143,6 +147,10 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, WorkerConfig* config) 
       "auto: where a text repeats itself, its next tokens are guessed and verified in one step, as long "
       "as that pays; output stays the same; or off");
   app.add_option("--max-guesses", config->max_guesses, "tokens guessed at once");
+  app.add_option(
+      "--shared-weights", config->shared_weights,
+      "folder, in memory, where packed weights of 16 MiB and more lie once for all workers of this "
+      "host that need the same; or off. Without room there each worker has its own");
   app.add_option("--log-level", config->log_level, "debug, info, warning or error");
   app.set_version_flag("--version", std::string("phalanx-worker ") + kVersion);
 
@@ -176,7 +184,7 @@ std::string Describe(const WorkerConfig& c) {
                       c.rung, ", threads ", c.threads, ", kv-cache-dtype ", c.kv_cache_dtype,
                       ", kv-fraction ", c.kv_fraction, ", kv-bytes ", c.kv_bytes, ", max-tokens-per-step ",
                       c.max_tokens_per_step, ", max-sequences ", c.max_sequences, ", speculate ", c.speculate,
-                      ", max-guesses ", c.max_guesses);
+                      ", max-guesses ", c.max_guesses, ", shared-weights ", c.shared_weights);
 }
 
 }  // namespace phalanx

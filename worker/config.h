@@ -32,13 +32,17 @@ struct WorkerConfig {
   std::string speculate =
       "auto";           // --speculate: auto (guesses from a text's own repetitions where they pay) or off
   int max_guesses = 8;  // --max-guesses: of a row
+  // --shared-weights: folder of packed weights that the host's workers share; "off": each has its own.
+  std::string shared_weights = "/dev/shm";
   std::string log_level = "info";
 
   // What has no flag.
   int kv_block_size = 32;
   int max_queued_requests = 1024;
-  int connect_timeout_ms = 30000;      // for all ranks of a group to meet
-  int load_timeout_ms = 300000;        // a group's threads to end, when stopped while they load weights
+  int connect_timeout_ms = 30000;       // for all ranks of a group to meet
+  int load_timeout_ms = 300000;         // a group's threads to end, when stopped while they load weights
+  int shared_weights_wait_ms = 300000;  // for another worker to pack weights
+  int64_t min_shared_weight_bytes = int64_t{16} << 20;  // less is not worth a file
   int collective_timeout_ms = 120000;  // one exchange between live ranks; covers the skew of loading
   int teardown_timeout_ms = 30000;     // the same when they do not load; beyond, the process exits
   int exit_timeout_ms = 5000;          // the same after SIGTERM

@@ -47,6 +47,11 @@ class HfCheckpoint : public Checkpoint {
 
   TensorPlace Locate(std::string_view hf_name) const override { return {std::string(hf_name)}; }
   uint64_t ContentHash() const override { return hash_; }
+  std::string FilesIdentity() const override {
+    std::string identity;
+    for (const auto& file : files_) absl::StrAppend(&identity, file->identity(), " ");
+    return identity;
+  }
 
   bool IsUnused(std::string_view name) const override {
     // Some exporters keep RoPE's frequencies, and the output head of a model whose head is its embedding.

@@ -199,6 +199,7 @@ absl::Status ModelRunner::Impl::Load(const Checkpoint& checkpoint, RankReport* r
                                            .max_tokens = options.max_tokens_per_step,
                                            .max_logits = options.max_logits_per_step,
                                            .context_length = options.context_length}));
+  if (options.on_packed) options.kv_bytes = options.on_packed(model->weight_bytes());
   const int64_t block_bytes = ops->KvBlockBytes(model->kv_shape(options.block_size));
   report->kv_blocks = options.max_kv_blocks;
   if (block_bytes > 0) report->kv_blocks = std::min(report->kv_blocks, options.kv_bytes / block_bytes);

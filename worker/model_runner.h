@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -30,6 +31,9 @@ struct ModelRunnerOptions {
   // Blocks this rank could hold; the group takes the minimum over its ranks.
   int64_t kv_bytes = 0;       // memory for the KV cache on this rank
   int64_t max_kv_blocks = 0;  // never more than this (sequences x context is enough)
+  // Called where the weights are packed, before this rank meets the others, with the bytes that they take;
+  // returns what kv_bytes is to be. May be null.
+  std::function<int64_t(int64_t weight_bytes)> on_packed;
 };
 
 // Everything that this group's tokens depend on, beside the request (invariant 3 of the design): weights

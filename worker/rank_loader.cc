@@ -1,12 +1,19 @@
 #include "worker/rank_loader.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <chrono>
+#include <fstream>
 #include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "base/logging.h"
 #include "base/status_macros.h"
+#include "base/strings.h"
 #include "worker/host_resources.h"
 
 namespace phalanx {
@@ -28,13 +35,68 @@ int64_t PackedElements(const Checkpoint& checkpoint, const StoredTensor& tensor)
   return elements;
 }
 
-// What this rank's packed weights will about take.
-int64_t EstimateWeightBytes(const Checkpoint& checkpoint, DType packed, int num_ranks) {
+// What this rank's packed weights will about take: a matrix that stays quantised in some products, but not in
+// one with a matrix of another type, counts as if it stayed so.
+int64_t EstimateWeightBytes(const Checkpoint& checkpoint, const OpsInfo& info, int num_ranks) {
   int64_t bytes = 0;
   for (const StoredTensor& tensor : checkpoint.tensors()) {
-    bytes += RowBytes(packed, PackedElements(checkpoint, tensor));
+    const bool kept = tensor.dtype.has_value() && std::find(info.kept_dtypes.begin(), info.kept_dtypes.end(),
+                                                            *tensor.dtype) != info.kept_dtypes.end();
+    bytes += RowBytes(kept ? *tensor.dtype : info.weight_dtype, PackedElements(checkpoint, tensor));
   }
   return bytes / num_ranks;
+}
+
+// Of the file of this program: another build may pack weights in another way.
+std::string ProgramIdentity() {
+  struct stat info;
+  if (stat("/proc/self/exe", &info) != 0) return absl::StrCat("pid ", getpid());
+  return absl::StrCat(info.st_dev, ":", info.st_ino, ":", info.st_size, ":", info.st_mtim.tv_sec, ".",
+                      info.st_mtim.tv_nsec);
+}
+
+// Files survive a restart of the host in folders on a disk, perhaps without all that was written.
+std::string BootId() {
+  std::ifstream in("/proc/sys/kernel/random/boot_id");
+  std::string id;
+  std::getline(in, id);
+  return id;
+}
+
+// Null where this rank is to have weights of its own; why, is logged.
+absl::StatusOr<std::unique_ptr<SharedWeights>> OpenSharedWeights(const RankSpec& spec,
+                                                                 const WorkerConfig& config,
+                                                                 const LoadedRank& rank, int64_t weight_bytes,
+                                                                 const std::function<bool()>& cancelled) {
+  const auto own = [](const std::string& why) {
+    spdlog::info("weights are not shared with other workers: {}", why);
+    return nullptr;
+  };
+  if (config.shared_weights == "off") return own("--shared-weights is off");
+  if (weight_bytes < config.min_shared_weight_bytes) {
+    return own(absl::StrCat("about ", weight_bytes >> 10, " KiB are not worth it"));
+  }
+  const OpsInfo& info = rank.ops->info();
+  SharedWeightsOptions options;
+  options.folder = config.shared_weights;
+  options.model_key = absl::StrCat(
+      rank.checkpoint->FilesIdentity(), "\n", absl::StrFormat("%016x", rank.checkpoint->ContentHash()), "\n",
+      ProgramIdentity(), "\n", BootId(), "\n", info.backend, " ", info.instruction_set, " ",
+      ToAbsl(DTypeName(info.weight_dtype)), " ", info.kernel_version, " ", spec.num_shards, " shards, ",
+      spec.num_ranks, " ranks");
+  options.slice_key = absl::StrCat("rank ", spec.rank);
+  // Padding, and the step that files grow by.
+  options.expected_bytes = weight_bytes + weight_bytes / 32 + (int64_t{4} << 20);
+  options.wait = std::chrono::milliseconds(config.shared_weights_wait_ms);
+  options.cancelled = cancelled;
+  SharedWeights::RemoveUnused(options.folder, options.model_key);
+  if (!rank.ops->UseWeightMemory(nullptr)) {
+    return own(absl::StrCat("those of the backend ", info.backend, " cannot be"));
+  }
+  absl::StatusOr<std::unique_ptr<SharedWeights>> weights = SharedWeights::Open(options);
+  if (absl::IsCancelled(weights.status())) return weights.status();
+  if (!weights.ok()) return own(std::string(weights.status().message()));
+  return weights;
 }
 
 absl::StatusOr<int64_t> ContextLength(const RankSpec& spec, const ModelConfig& config) {
@@ -109,22 +171,17 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   PHX_ASSIGN_OR_RETURN(rank->ops, CreateOps(ops_options));
   rank->fingerprint = Fingerprint(*rank->checkpoint, rank->ops->info(), spec.num_shards);
 
-  const int64_t weight_bytes =
-      EstimateWeightBytes(*rank->checkpoint, rank->ops->info().weight_dtype, spec.num_ranks);
+  const int64_t weight_bytes = EstimateWeightBytes(*rank->checkpoint, rank->ops->info(), spec.num_ranks);
   ModelRunnerOptions& options = rank->options;
   options.max_tokens_per_step = config.max_tokens_per_step;
   options.max_logits_per_step = std::max(kMinLogitsPerStep, config.max_sequences);
   options.block_size = config.kv_block_size;
-  options.kv_bytes = KvCacheBytes(host.memory_available, spec.workers_on_host, config.kv_fraction,
-                                  weight_bytes, config.kv_bytes);
   const int64_t blocks_per_sequence = (options.context_length + options.block_size - 1) / options.block_size;
   options.max_kv_blocks =
       std::min<int64_t>(blocks_per_sequence * config.max_sequences, std::numeric_limits<int32_t>::max());
   spdlog::info(
-      "rank {} of {}: {} threads, about {} MiB of weights, up to {} MiB of KV cache in {} ({} MiB available "
-      "to "
-      "{} workers)",
-      spec.rank, spec.num_ranks, ops_options.num_threads, weight_bytes >> 20, options.kv_bytes >> 20,
+      "rank {} of {}: {} threads, about {} MiB of weights, KV cache in {}, {} MiB available to {} workers",
+      spec.rank, spec.num_ranks, ops_options.num_threads, weight_bytes >> 20,
       KvTypeName(rank->ops->info().kv_type), host.memory_available >> 20, spec.workers_on_host);
 
   const CollectiveNeeds needs = CollectiveNeedsOf(rank->config, rank->plan, options);
@@ -141,6 +198,30 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   PHX_ASSIGN_OR_RETURN(rank->collective, CreateCollective(spec.collective, collective));
   on_collective(rank->collective.get());
 
+  // Behind the collective: all ranks must have met it soon, and this may wait for another worker.
+  absl::StatusOr<std::unique_ptr<SharedWeights>> shared =
+      OpenSharedWeights(spec, config, *rank, weight_bytes, cancelled);
+  if (!shared.ok()) {
+    on_collective(nullptr);
+    return shared.status();
+  }
+  rank->shared_weights = *std::move(shared);
+  SharedWeights* const memory = rank->shared_weights.get();
+  if (memory != nullptr) rank->ops->UseWeightMemory(memory);
+  // Memory of weights that are there already is not available any more.
+  const bool was_packed = memory != nullptr && memory->was_packed();
+  const int64_t available = was_packed ? ReadHostResources().memory_available : host.memory_available;
+  options.on_packed = [&, memory, was_packed, available](int64_t packed_bytes) {
+    int64_t own_bytes = packed_bytes;
+    if (memory != nullptr) {
+      memory->Finish();
+      if (was_packed) own_bytes -= memory->bytes();
+      spdlog::info("weights shared: {} MiB of {}, {}", memory->bytes() >> 20, memory->path(),
+                   was_packed ? "packed before by another worker" : "packed by this one");
+    }
+    return KvCacheBytes(available, spec.workers_on_host, config.kv_fraction, own_bytes, config.kv_bytes);
+  };
+
   absl::StatusOr<std::unique_ptr<ModelRunner>> runner =
       ModelRunner::Create(*rank->checkpoint, rank->config, rank->plan, spec.rank, rank->ops.get(),
                           rank->collective.get(), options);
@@ -149,6 +230,9 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
     return runner.status();
   }
   rank->runner = *std::move(runner);
+  options.on_packed = nullptr;
+  // Now that all ranks of the group have found theirs.
+  if (memory != nullptr) SharedWeights::RemoveUnused(config.shared_weights, "");
   spdlog::info("rank {} of {}: {} MiB held, {} KV blocks of {} positions, {}", spec.rank, spec.num_ranks,
                rank->runner->memory_bytes() >> 20, rank->runner->num_kv_blocks(), options.block_size,
                rank->fingerprint);

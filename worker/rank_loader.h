@@ -17,6 +17,7 @@
 #include "worker/collective/collective.h"
 #include "worker/config.h"
 #include "worker/model_runner.h"
+#include "worker/shared_weights.h"
 
 namespace phalanx {
 
@@ -39,6 +40,7 @@ struct LoadedRank {
   std::unique_ptr<Checkpoint> checkpoint;
   ModelConfig config;
   ShardPlan plan;
+  std::unique_ptr<SharedWeights> shared_weights;  // null: this process has its own
   std::unique_ptr<Ops> ops;
   std::unique_ptr<Collective> collective;
   std::unique_ptr<ModelRunner> runner;

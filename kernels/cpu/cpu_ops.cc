@@ -45,6 +45,7 @@ CpuOps::CpuOps(const OpsOptions& options, const GemmKernels& kernels, const Quan
       logits_(static_cast<size_t>(options.num_threads)),
       key_(static_cast<size_t>(options.num_threads)) {
   info_.backend = "cpu";
+  if (quant != nullptr) info_.kept_dtypes = {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1};
   info_.instruction_set = quant == &kAmxQuant ? "amx-bf16" : quant == &kAvx512Quant ? "avx512-vnni" : "avx2";
 }
 
@@ -64,7 +65,12 @@ void CpuOps::ForRows(int64_t rows, int64_t elements_per_row, Body&& body) {
 
 absl::StatusOr<std::unique_ptr<PackedWeight>> CpuOps::PackWeight(const PackWeightParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
-  return CpuWeight::Pack(kernels_, quant_, p, pool_);
+  return CpuWeight::Pack(kernels_, quant_, p, pool_, weight_memory_);
+}
+
+bool CpuOps::UseWeightMemory(WeightMemory* memory) {
+  weight_memory_ = memory;
+  return true;
 }
 
 int64_t CpuOps::KvBlockBytes(const KvCacheShape& shape) const {

@@ -21,6 +21,7 @@ class CpuOps : public ReferenceOps {
   static absl::StatusOr<std::unique_ptr<Ops>> Create(const OpsOptions& options);
 
   absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeight(const PackWeightParams& params) override;
+  bool UseWeightMemory(WeightMemory* memory) override;
   int64_t KvBlockBytes(const KvCacheShape& shape) const override;
   absl::StatusOr<std::unique_ptr<KvCache>> CreateKvCache(const KvCacheShape& shape,
                                                          int64_t num_blocks) override;
@@ -46,6 +47,7 @@ class CpuOps : public ReferenceOps {
   const GemmKernels& kernels_;
   const KvFormat kv_format_;
   const QuantKernels* const quant_;  // null: every weight is widened
+  WeightMemory* weight_memory_ = nullptr;
   ThreadPool pool_;
   CpuGemm gemm_;
   CpuGrouped grouped_;

@@ -22,7 +22,8 @@ bool UsesTree(const CpuWeight& weight, int64_t rows) {
 
 absl::StatusOr<std::unique_ptr<CpuWeight>> CpuWeight::Pack(const GemmKernels& kernels,
                                                            const QuantKernels* quant,
-                                                           const PackWeightParams& p, ThreadPool& pool) {
+                                                           const PackWeightParams& p, ThreadPool& pool,
+                                                           WeightMemory* memory) {
   std::unique_ptr<CpuWeight> weight(new CpuWeight);
   weight->kernels_ = &kernels;
   weight->k_ = p.cols.size();
@@ -34,7 +35,7 @@ absl::StatusOr<std::unique_ptr<CpuWeight>> CpuWeight::Pack(const GemmKernels& ke
     weight->subtrees_ = SubtreesOf(p.first_shard, p.first_shard + static_cast<int>(cuts.size()) - 1);
   }
   if (const std::optional<QuantType> type = QuantPanels::TypeOf(p); quant != nullptr && type) {
-    PHX_ASSIGN_OR_RETURN(weight->quant_, QuantPanels::Pack(*type, *quant, p, pool));
+    PHX_ASSIGN_OR_RETURN(weight->quant_, QuantPanels::Pack(*type, *quant, p, pool, memory));
     return weight;
   }
   for (size_t i = 0; i + 1 < cuts.size(); ++i) {
@@ -49,7 +50,9 @@ absl::StatusOr<std::unique_ptr<CpuWeight>> CpuWeight::Pack(const GemmKernels& ke
     weight->segments_.push_back(s);
   }
   const int64_t elements = weight->num_panels() * weight->panel_stride();
-  PHX_ASSIGN_OR_RETURN(weight->memory_, HostBuffer::Create(elements * kernels.weight_bytes));
+  bool packed = false;
+  PHX_ASSIGN_OR_RETURN(weight->memory_, HostBuffer::Create(elements * kernels.weight_bytes, memory, &packed));
+  if (packed) return weight;
   std::vector<std::vector<float>> scratch(static_cast<size_t>(pool.num_threads()));
   for (auto& s : scratch) s.resize(static_cast<size_t>(kPanel * weight->k_));
   pool.Run(weight->num_panels(), [&](int64_t panel, int thread) {

@@ -26,10 +26,11 @@ class CpuWeight : public PackedWeight {
     int64_t weight_depth = 0;  // depth, padded where the kernels want it
   };
 
-  // Where `quant` is given, pieces of one type that it knows stay quantised.
+  // Where `quant` is given, pieces of one type that it knows stay quantised. `memory` may be null.
   static absl::StatusOr<std::unique_ptr<CpuWeight>> Pack(const GemmKernels& kernels,
                                                          const QuantKernels* quant,
-                                                         const PackWeightParams& params, ThreadPool& pool);
+                                                         const PackWeightParams& params, ThreadPool& pool,
+                                                         WeightMemory* memory);
 
   int64_t n() const override { return n_; }
   int64_t k() const override { return k_; }

@@ -42,7 +42,8 @@ std::optional<QuantType> QuantPanels::TypeOf(const PackWeightParams& p) {
 }
 
 absl::StatusOr<std::unique_ptr<QuantPanels>> QuantPanels::Pack(QuantType type, const QuantKernels& kernels,
-                                                               const PackWeightParams& p, ThreadPool& pool) {
+                                                               const PackWeightParams& p, ThreadPool& pool,
+                                                               WeightMemory* memory) {
   std::unique_ptr<QuantPanels> weight(new QuantPanels);
   weight->type_ = type;
   weight->kernels_ = &kernels;
@@ -72,7 +73,10 @@ absl::StatusOr<std::unique_ptr<QuantPanels>> QuantPanels::Pack(QuantType type, c
   weight->num_panels_ = static_cast<int>((n + kPanel - 1) / kPanel);
   const int64_t bytes = weight->blocks_ * (QuantDataBytes(type) + QuantScaleBytes(type));
   weight->panel_bytes_ = (bytes + 63) / 64 * 64;
-  PHX_ASSIGN_OR_RETURN(weight->memory_, HostBuffer::Create(weight->num_panels_ * weight->panel_bytes_));
+  bool packed = false;
+  PHX_ASSIGN_OR_RETURN(weight->memory_,
+                       HostBuffer::Create(weight->num_panels_ * weight->panel_bytes_, memory, &packed));
+  if (packed) return weight;
   pool.Run(weight->num_panels_, [&](int64_t panel, int) {
     char* const to = const_cast<char*>(weight->panel(static_cast<int>(panel)));
     for (const Run& run : runs) {

@@ -28,8 +28,10 @@ class QuantPanels {
 
   // The type of all pieces, if it is one that can stay as it is.
   static std::optional<QuantType> TypeOf(const PackWeightParams& params);
+  // `memory` may be null.
   static absl::StatusOr<std::unique_ptr<QuantPanels>> Pack(QuantType type, const QuantKernels& kernels,
-                                                           const PackWeightParams& params, ThreadPool& pool);
+                                                           const PackWeightParams& params, ThreadPool& pool,
+                                                           WeightMemory* memory);
 
   QuantType type() const { return type_; }
   const QuantKernels& kernels() const { return *kernels_; }

@@ -122,7 +122,22 @@ absl::StatusOr<std::unique_ptr<HostBuffer>> HostBuffer::Create(int64_t bytes) {
   return buffer;
 }
 
+absl::StatusOr<std::unique_ptr<HostBuffer>> HostBuffer::Create(int64_t bytes, WeightMemory* memory,
+                                                               bool* packed) {
+  *packed = false;
+  if (memory == nullptr || bytes <= 0) return Create(bytes);
+  const WeightMemory::Piece piece = memory->Take(bytes);
+  if (piece.data == nullptr) return Create(bytes);
+  *packed = piece.packed;
+  std::unique_ptr<HostBuffer> buffer(new HostBuffer);
+  buffer->data_ = piece.data;
+  buffer->bytes_ = bytes;
+  buffer->borrowed_ = true;
+  return buffer;
+}
+
 HostBuffer::~HostBuffer() {
+  if (borrowed_) return;
   if (mapping_ == nullptr) {
     std::free(data_);
     return;

@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/ops.h"
+#include "kernels/weight_memory.h"
 
 namespace phalanx {
 
@@ -18,6 +19,9 @@ class HostBuffer : public Buffer {
  public:
   // InvalidArgument for a negative size, ResourceExhausted naming the size.
   static absl::StatusOr<std::unique_ptr<HostBuffer>> Create(int64_t bytes);
+  // A piece of `memory` where that is given and has one; `packed` says what its piece does, else false.
+  static absl::StatusOr<std::unique_ptr<HostBuffer>> Create(int64_t bytes, WeightMemory* memory,
+                                                            bool* packed);
   ~HostBuffer() override;
   HostBuffer(const HostBuffer&) = delete;
   HostBuffer& operator=(const HostBuffer&) = delete;
@@ -30,6 +34,7 @@ class HostBuffer : public Buffer {
 
   void* data_ = nullptr;
   int64_t bytes_ = 0;
+  bool borrowed_ = false;                 // data_ is another's
   std::shared_ptr<HostMapping> mapping_;  // null: data_ is from the allocator
 };
 
