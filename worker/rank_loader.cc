@@ -35,17 +35,22 @@ int64_t PackedElements(const Checkpoint& checkpoint, const StoredTensor& tensor)
   return elements;
 }
 
-// What this rank's packed weights will about take: a matrix that stays quantised in some products, but not in
-// one with a matrix of another type, counts as if it stayed so.
+}  // namespace
+
 int64_t EstimateWeightBytes(const Checkpoint& checkpoint, const OpsInfo& info, int num_ranks) {
   int64_t bytes = 0;
+  const std::string table = checkpoint.Locate("model.embed_tokens.weight").name;
   for (const StoredTensor& tensor : checkpoint.tensors()) {
+    // Rows of the embedding are read from the file, but where it is the head too.
+    if (tensor.name == table && !checkpoint.config().tied_embeddings) continue;
     const bool kept = tensor.dtype.has_value() && std::find(info.kept_dtypes.begin(), info.kept_dtypes.end(),
                                                             *tensor.dtype) != info.kept_dtypes.end();
     bytes += RowBytes(kept ? *tensor.dtype : info.weight_dtype, PackedElements(checkpoint, tensor));
   }
   return bytes / num_ranks;
 }
+
+namespace {
 
 // Of the file of this program: another build may pack weights in another way.
 std::string ProgramIdentity() {
@@ -216,8 +221,9 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
     if (memory != nullptr) {
       memory->Finish();
       if (was_packed) own_bytes -= memory->bytes();
-      spdlog::info("weights shared: {} MiB of {}, {}", memory->bytes() >> 20, memory->path(),
-                   was_packed ? "packed before by another worker" : "packed by this one");
+      if (!memory->given_up())
+        spdlog::info("weights shared: {} MiB of {}, {}", memory->bytes() >> 20, memory->path(),
+                     was_packed ? "packed before by another worker" : "packed by this one");
     }
     return KvCacheBytes(available, spec.workers_on_host, config.kv_fraction, own_bytes, config.kv_bytes);
   };

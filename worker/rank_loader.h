@@ -60,6 +60,10 @@ absl::StatusOr<std::shared_ptr<const TokenBytes>> LoadTokenBytes(const std::stri
                                                                  const std::string& tokenizer,
                                                                  int64_t vocab_size);
 
+// What a rank's packed weights will about take. A matrix that stays quantised in some products, but not in
+// one with a matrix of another type, counts as if it stayed so.
+int64_t EstimateWeightBytes(const Checkpoint& checkpoint, const OpsInfo& info, int num_ranks);
+
 // Errors name the file, the flag or the rank at fault. `cancelled` ends the wait for the other ranks.
 // `on_collective` gets the collective as soon as it exists, to abort what follows; it lives until the
 // LoadedRank, or this call when it fails, ends: the holder must forget it before, which

@@ -50,6 +50,8 @@ class SharedWeights : public WeightMemory {
 
   // Whether another worker filled the file.
   bool was_packed() const { return was_packed_; }
+  // Some pieces were none, or the file is not there for others.
+  bool given_up() const { return given_up_; }
   // Of the pieces taken.
   int64_t bytes() const { return taken_bytes_; }
   const std::string& path() const { return path_; }

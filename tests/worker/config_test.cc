@@ -50,6 +50,7 @@ TEST(WorkerConfig, ReadsBothForms) {
                                    "--speculate=off",
                                    "--kv-cache-dtype=int8",
                                    "--max-guesses=3",
+                                   "--shared-weights=/run/weights",
                                    "--log-level=debug"},
                                   &config);
   ASSERT_FALSE(flags.exit) << flags.output;
@@ -65,6 +66,7 @@ TEST(WorkerConfig, ReadsBothForms) {
   EXPECT_EQ(config.speculate, "off");
   EXPECT_EQ(config.kv_cache_dtype, "int8");
   EXPECT_EQ(config.max_guesses, 3);
+  EXPECT_EQ(config.shared_weights, "/run/weights");
   EXPECT_TRUE(config.ListensOnLoopback());
 }
 
@@ -97,6 +99,10 @@ TEST(WorkerConfig, ErrorsNameTheFlagAndTheValue) {
   EXPECT_THAT(Error({good, "--kv-bytes=-1"}), HasSubstr("--kv-bytes is -1"));
   EXPECT_THAT(Error({good, "--max-sequences=0"}), HasSubstr("--max-sequences is 0"));
   EXPECT_THAT(Error({good, "--speculate=on"}), HasSubstr("--speculate is 'on'; it must be one of auto, off"));
+  EXPECT_EQ(Error({good, "--shared-weights=off"}), "");
+  for (const char* bad : {"", "on", "dev/shm"}) {
+    EXPECT_THAT(Error({good, std::string("--shared-weights=") + bad}), HasSubstr("--shared-weights"));
+  }
   EXPECT_THAT(Error({good, "--max-guesses=65"}), HasSubstr("--max-guesses is 65; it must be 1 to 64"));
   EXPECT_THAT(Error({good, "--max-sequences=9", "--max-tokens-per-step=8"}),
               HasSubstr("--max-sequences is 9"));

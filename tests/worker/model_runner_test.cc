@@ -400,5 +400,20 @@ TEST_F(ModelRunnerTest, TheFingerprintSaysWhatTheTokensDependOn) {
   EXPECT_NE(Fingerprint(*OpenTinyModel(other), info, 8), fingerprint);
 }
 
+TEST_F(ModelRunnerTest, TheCacheIsWhatPackedWeightsLeave) {
+  const auto file = OpenTinyModel({});
+  TestGroupOptions options = Options();
+  int64_t packed = -1;
+  options.runner.on_packed = [&](int64_t bytes) {
+    packed = bytes;
+    return int64_t{1} << 17;
+  };
+  const auto group = MakeGroup(*file, options);
+  ASSERT_NE(group, nullptr);
+  EXPECT_EQ(packed, group->runner(0).weight_bytes());
+  EXPECT_GT(group->runner(0).num_kv_blocks(), 0);
+  EXPECT_LT(group->runner(0).num_kv_blocks(), options.runner.max_kv_blocks);
+}
+
 }  // namespace
 }  // namespace phalanx
