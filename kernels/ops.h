@@ -376,9 +376,9 @@ struct OpsInfo {
   std::string instruction_set;  // "scalar", "avx2", "avx512-vnni", "amx-bf16", "sm_90a": part of the group's
                                 // fingerprint
   std::string device;           // for people: the CPU's or GPU's name
-  DType weight_dtype = DType::kF32;  // what PackWeight widens or narrows weights to (but for those that
-                                     // a backend keeps quantised)
-  std::vector<DType> kept_dtypes;  // which a backend keeps, of a weight whose pieces are of one type
+  DType weight_dtype = DType::kF32;     // what PackWeight widens or narrows weights to (but for those that
+                                        // a backend keeps quantised)
+  std::vector<DType> kept_dtypes = {};  // which a backend keeps, of a weight whose pieces are of one type
   // Of what CreateKvCache makes; never kAuto. A device whose weight_dtype is F16 keeps F16 where this says
   // bf16.
   KvType kv_type = KvType::kF32;

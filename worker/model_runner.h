@@ -33,7 +33,7 @@ struct ModelRunnerOptions {
   int64_t max_kv_blocks = 0;  // never more than this (sequences x context is enough)
   // Called where the weights are packed, before this rank meets the others, with the bytes that they take;
   // returns what kv_bytes is to be. May be null.
-  std::function<int64_t(int64_t weight_bytes)> on_packed;
+  std::function<int64_t(int64_t weight_bytes)> on_packed = nullptr;
 };
 
 // Everything that this group's tokens depend on, beside the request (invariant 3 of the design): weights
