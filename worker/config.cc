@@ -17,6 +17,7 @@ namespace phalanx {
 namespace {
 
 constexpr const char* kRungs[] = {"auto", "reference", "avx2", "avx512", "amx"};
+constexpr const char* kDevices[] = {"cpu", "cuda", "auto", "cuda-emulated"};
 constexpr const char* kSpeculate[] = {"auto", "off"};
 constexpr const char* kLogLevels[] = {"debug", "info", "warning", "error"};
 
@@ -86,6 +87,7 @@ absl::Status WorkerConfig::Validate() const {
   PHX_RETURN_IF_ERROR(CheckName("--id", id));
   PHX_RETURN_IF_ERROR(CheckName("--host-id", host_id));
   PHX_RETURN_IF_ERROR(CheckRange("--threads", threads, 0, 1024));
+  PHX_RETURN_IF_ERROR(CheckOneOf("--device", device, kDevices));
   PHX_RETURN_IF_ERROR(CheckOneOf("--rung", rung, kRungs));
   PHX_RETURN_IF_ERROR(CheckOneOf("--kv-cache-dtype", kv_cache_dtype, kKvTypeNames));
   if (!(kv_fraction > 0 && kv_fraction <= 1)) {
@@ -133,7 +135,11 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, WorkerConfig* config) 
                  "equal for workers that share memory (default: the host's name)");
   app.add_option("--threads", config->threads,
                  "threads of its kernels (0: the host's cores shared between its workers)");
-  app.add_option("--rung", config->rung, "kernels: auto, reference, avx2, avx512 or amx");
+  app.add_option(
+      "--device", config->device,
+      "cpu; cuda: a GPU, by the CUDA module beside the program; auto: cuda where there is one, else cpu; "
+      "cuda-emulated: a test device");
+  app.add_option("--rung", config->rung, "kernels on the CPU: auto, reference, avx2, avx512 or amx");
   app.add_option("--kv-cache-dtype", config->kv_cache_dtype,
                  "what the KV cache is held in where a load request does not say: auto (fp32 in fp32 "
                  "arithmetic, else bf16), bf16, fp32 or int8 (half of bf16's memory)");
@@ -180,11 +186,12 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, WorkerConfig* config) 
 }
 
 std::string Describe(const WorkerConfig& c) {
-  return absl::StrCat("coordinators ", absl::StrJoin(c.coordinators, " "), ", host-id ", c.host_id, ", rung ",
-                      c.rung, ", threads ", c.threads, ", kv-cache-dtype ", c.kv_cache_dtype,
-                      ", kv-fraction ", c.kv_fraction, ", kv-bytes ", c.kv_bytes, ", max-tokens-per-step ",
-                      c.max_tokens_per_step, ", max-sequences ", c.max_sequences, ", speculate ", c.speculate,
-                      ", max-guesses ", c.max_guesses, ", shared-weights ", c.shared_weights);
+  return absl::StrCat("coordinators ", absl::StrJoin(c.coordinators, " "), ", host-id ", c.host_id,
+                      ", device ", c.device, ", rung ", c.rung, ", threads ", c.threads, ", kv-cache-dtype ",
+                      c.kv_cache_dtype, ", kv-fraction ", c.kv_fraction, ", kv-bytes ", c.kv_bytes,
+                      ", max-tokens-per-step ", c.max_tokens_per_step, ", max-sequences ", c.max_sequences,
+                      ", speculate ", c.speculate, ", max-guesses ", c.max_guesses, ", shared-weights ",
+                      c.shared_weights);
 }
 
 }  // namespace phalanx

@@ -21,6 +21,7 @@ struct WorkerConfig {
   std::string host_id;         // --host-id: equal for workers that share memory; empty: the host's name
   std::string metrics_listen;  // --metrics-listen: metrics and health over HTTP; empty: none
   int threads = 0;             // --threads; 0: the host's cores shared between its workers, at least 1
+  std::string device = "cpu";  // --device: cpu, cuda, auto (cuda where there is one), cuda-emulated (tests)
   std::string rung = "auto";   // --rung: auto, reference, avx2 or amx
   std::string kv_cache_dtype = "auto";  // --kv-cache-dtype: auto (fp32 in fp32 arithmetic, else bf16), bf16,
                                         // fp32 or int8, for models whose load request names none

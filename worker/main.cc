@@ -20,11 +20,13 @@
 #include "base/logging.h"
 #include "base/metrics.h"
 #include "base/version.h"
+#include "kernels/backends.h"
 #include "kernels/ops.h"
 #include "worker/agent.h"
 #include "worker/config.h"
 #include "worker/host_resources.h"
 #include "worker/peer_service.h"
+#include "worker/rank_loader.h"
 
 namespace phalanx {
 namespace {
@@ -45,13 +47,28 @@ sigset_t BlockEndSignals() {
   return signals;
 }
 
-// The kernels' name, as operators see it. Also the proof, before registering, that --rung runs here.
-absl::StatusOr<std::string> DeviceName(const WorkerConfig& config) {
+// The kernels' name, as operators see it. Also the proof, before registering, that --device and --rung run
+// here; `auto` becomes what does.
+absl::StatusOr<std::string> ChooseDevice(WorkerConfig& config) {
   OpsOptions options;
-  options.rung = config.rung;
+  if (config.device == "auto") {
+    options.rung = kCudaRung;
+    const absl::Status found = CreateOps(options).status();
+    config.device = found.ok() ? "cuda" : "cpu";
+    if (!found.ok()) spdlog::info("--device auto: the CPU, as {}", std::string(found.message()));
+  }
+  options.rung = KernelRung(config);
   absl::StatusOr<std::unique_ptr<Ops>> ops = CreateOps(options);
+  if (!ops.ok() && config.device == "cuda") {
+    return absl::Status(ops.status().code(), absl::StrCat(std::string(ops.status().message()),
+                                                          "; --device cpu and --device auto run without"));
+  }
   if (!ops.ok()) return ops.status();
   const OpsInfo& info = (*ops)->info();
+  if (config.device == kEmulatedCudaRung) {
+    spdlog::warn(
+        "--device cuda-emulated is a device for tests: it is thousands of times slower than any other");
+  }
   if (info.backend == "reference" && config.rung == "auto") {
     spdlog::warn(
         "this host lacks the instructions of the fast kernels (AVX2, FMA): the reference kernels run, "
@@ -87,9 +104,9 @@ absl::StatusOr<std::unique_ptr<HttpServer>> ServeMetrics(const WorkerConfig& con
   return HttpServer::Start(config.metrics_listen, std::move(handlers));
 }
 
-int Serve(const WorkerConfig& config, const sigset_t& signals) {
+int Serve(WorkerConfig& config, const sigset_t& signals) {
   const HostResources host = ReadHostResources();
-  absl::StatusOr<std::string> device = DeviceName(config);
+  absl::StatusOr<std::string> device = ChooseDevice(config);
   if (!device.ok()) return Fail(device.status());
 
   // gRPC's own lines are for debugging; what matters comes back as a status.

@@ -154,6 +154,10 @@ absl::StatusOr<std::shared_ptr<const TokenBytes>> LoadTokenBytes(const std::stri
   return std::make_shared<const TokenBytes>(*std::move(bytes));
 }
 
+std::string KernelRung(const WorkerConfig& config) {
+  return config.device == "cpu" ? config.rung : config.device;
+}
+
 absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const WorkerConfig& config,
                                                      const std::function<bool()>& cancelled,
                                                      const std::function<void(Collective*)>& on_collective) {
@@ -168,12 +172,23 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   }
   const HostResources host = ReadHostResources();
   OpsOptions ops_options;
-  ops_options.rung = config.rung;
+  ops_options.rung = KernelRung(config);
   ops_options.compute = spec.compute;
   ops_options.num_threads =
       config.threads > 0 ? config.threads : std::max(1, host.cpus / spec.workers_on_host);
   PHX_ASSIGN_OR_RETURN(ops_options.kv_type, KvTypeOf(spec, config, rank->config));
   PHX_ASSIGN_OR_RETURN(rank->ops, CreateOps(ops_options));
+  const OpsInfo& device = rank->ops->info();
+  if (device.backend == "cuda" && (spec.num_ranks > 1 || SubtreesOf(0, spec.num_shards).size() > 1)) {
+    return absl::UnimplementedError(
+        absl::StrCat("--device cuda serves a model on one rank with 1, 2, 4, ... shards so far, as its sums "
+                     "cannot leave the "
+                     "device; this load asks for ",
+                     spec.num_ranks, " ranks and ", spec.num_shards, " shards"));
+  }
+  // A device has memory of its own, and to itself.
+  const int64_t available_memory = device.free_bytes > 0 ? device.free_bytes : host.memory_available;
+  const int sharers = device.free_bytes > 0 ? 1 : spec.workers_on_host;
   rank->fingerprint = Fingerprint(*rank->checkpoint, rank->ops->info(), spec.num_shards);
 
   const int64_t weight_bytes = EstimateWeightBytes(*rank->checkpoint, rank->ops->info(), spec.num_ranks);
@@ -187,7 +202,7 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   spdlog::info(
       "rank {} of {}: {} threads, about {} MiB of weights, KV cache in {}, {} MiB available to {} workers",
       spec.rank, spec.num_ranks, ops_options.num_threads, weight_bytes >> 20,
-      KvTypeName(rank->ops->info().kv_type), host.memory_available >> 20, spec.workers_on_host);
+      KvTypeName(rank->ops->info().kv_type), available_memory >> 20, sharers);
 
   const CollectiveNeeds needs = CollectiveNeedsOf(rank->config, rank->plan, options);
   CollectiveOptions collective;
@@ -215,8 +230,8 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   if (memory != nullptr) rank->ops->UseWeightMemory(memory);
   // Memory of weights that are there already is not available any more.
   const bool was_packed = memory != nullptr && memory->was_packed();
-  const int64_t available = was_packed ? ReadHostResources().memory_available : host.memory_available;
-  options.on_packed = [&, memory, was_packed, available](int64_t packed_bytes) {
+  const int64_t available = was_packed ? ReadHostResources().memory_available : available_memory;
+  options.on_packed = [&, memory, was_packed, available, sharers](int64_t packed_bytes) {
     int64_t own_bytes = packed_bytes;
     if (memory != nullptr) {
       memory->Finish();
@@ -225,7 +240,7 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
         spdlog::info("weights shared: {} MiB of {}, {}", memory->bytes() >> 20, memory->path(),
                      was_packed ? "packed before by another worker" : "packed by this one");
     }
-    return KvCacheBytes(available, spec.workers_on_host, config.kv_fraction, own_bytes, config.kv_bytes);
+    return KvCacheBytes(available, sharers, config.kv_fraction, own_bytes, config.kv_bytes);
   };
 
   absl::StatusOr<std::unique_ptr<ModelRunner>> runner =

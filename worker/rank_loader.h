@@ -64,6 +64,9 @@ absl::StatusOr<std::shared_ptr<const TokenBytes>> LoadTokenBytes(const std::stri
 // one with a matrix of another type, counts as if it stayed so.
 int64_t EstimateWeightBytes(const Checkpoint& checkpoint, const OpsInfo& info, int num_ranks);
 
+// The rung for CreateOps that --device and --rung ask for; --device is not auto.
+std::string KernelRung(const WorkerConfig& config);
+
 // Errors name the file, the flag or the rank at fault. `cancelled` ends the wait for the other ranks.
 // `on_collective` gets the collective as soon as it exists, to abort what follows; it lives until the
 // LoadedRank, or this call when it fails, ends: the holder must forget it before, which

@@ -58,6 +58,7 @@ def test_wrong_flags_of_the_servers(binary, flags, named):
     ([], "--coordinator"),
     (["--coordinator", "nowhere"], "nowhere"),
     (["--coordinator", "h:1", "--rung", "neon"], "neon"),
+    (["--coordinator", "h:1", "--device", "tpu"], "cpu, cuda, auto"),
     (["--coordinator", "h:1", "--kv-fraction", "2"], "--kv-fraction"),
     (["--coordinator", "h:1", "--kv-fraction", "nan"], "--kv-fraction"),
     (["--coordinator", "h:1", "--threads", "-1"], "--threads"),

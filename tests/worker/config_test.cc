@@ -90,6 +90,7 @@ TEST(WorkerConfig, ErrorsNameTheFlagAndTheValue) {
   EXPECT_THAT(Error({good, "--threads=two"}), HasSubstr("two"));
   EXPECT_THAT(Error({good, "--threads=-1"}), HasSubstr("--threads is -1"));
   EXPECT_THAT(Error({good, "--threads=99999999999999999999"}), HasSubstr("--threads"));
+  EXPECT_THAT(Error({good, "--device=tpu"}), HasSubstr("cpu, cuda, auto, cuda-emulated"));
   EXPECT_THAT(Error({good, "--rung=sse"}), HasSubstr("auto, reference, avx2, avx512, amx"));
   EXPECT_THAT(Error({good, "--kv-cache-dtype=q8_0"}),
               HasSubstr("--kv-cache-dtype is 'q8_0'; it must be one of auto, bf16, fp32, int8"));
