@@ -42,6 +42,8 @@ v1::GenerateRequest MakeRequest(const ClientConfig& c, const v1::Chat& history) 
   if (c.max_reasoning_tokens) s->set_max_reasoning_tokens(*c.max_reasoning_tokens);
   for (const std::string& stop : c.stop) s->add_stop(stop);
   if (c.ignore_eos) s->set_ignore_eos(true);
+  request.set_priority(c.priority);
+  request.set_cache_salt(c.cache_salt);
   return request;
 }
 
@@ -195,6 +197,7 @@ absl::Status RunChat(const ClientConfig& config, const std::shared_ptr<grpc::Cha
     m->set_content(content);
   };
   PHX_RETURN_IF_ERROR(CheckUtf8("--system", config.system));
+  PHX_RETURN_IF_ERROR(CheckUtf8("--cache-salt", config.cache_salt));
   for (const std::string& stop : config.stop) PHX_RETURN_IF_ERROR(CheckUtf8("--stop", stop));
   if (!config.system.empty()) add("system", config.system);
 

@@ -167,6 +167,9 @@ absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::option
   chat->add_flag("--no-color", c.no_color, "reasoning between <think> marks instead of dimmed");
   chat->add_option("--stop", c.stop, "end the answer before this text (repeatable)")->allow_extra_args(false);
   chat->add_flag("--ignore-eos", c.ignore_eos, "go on after the model's end token");
+  chat->add_option("--priority", c.priority, "a lower one goes before a higher one")->capture_default_str();
+  chat->add_option("--cache-salt", c.cache_salt,
+                   "prompts share their KV with requests of the same salt alone");
   chat->add_option("--timeout", c.timeout_seconds, "seconds for one answer")->capture_default_str();
   chat->add_flag("--quiet", c.quiet, "no usage line");
   chat->callback([&c] { c.command = Command::kChat; });

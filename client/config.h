@@ -48,6 +48,8 @@ struct ClientConfig {
   std::optional<uint64_t> seed;
   std::vector<std::string> stop;
   bool ignore_eos = false;
+  int32_t priority = 0;
+  std::string cache_salt;
   bool hide_reasoning = false;
   bool no_color = false;         // also when NO_COLOR is set in the environment
   bool quiet = false;            // no usage line

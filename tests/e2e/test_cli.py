@@ -166,6 +166,35 @@ def test_chat_one_shot(cluster):
     fails(cluster.phalanx("chat", "--model", "gpt-17", "x"), "NOT_FOUND", "gpt-17")
 
 
+def test_chat_with_a_salt_shares_with_that_salt_alone(own_cluster, script_model):
+    cluster = own_cluster(workers=1)
+    cluster.load(script_model)
+
+    def asks(salt, hits):
+        queried = cluster.group().prefix_query_tokens
+        result = cluster.phalanx("chat", "--temperature", "0", "--max-tokens", "1", "--cache-salt", salt, "again " * 30)
+        assert result.returncode == 0, result.stderr
+        wait_for(lambda: cluster.group().prefix_query_tokens > queried, 10, "the request in the status")
+        assert (cluster.group().prefix_hit_tokens > 0) == hits
+    asks("a", False)
+    asks("b", False)
+    asks("a", True)
+    fails(cluster.phalanx("chat", "--cache-salt", "x" * 257, "x"), "cache_salt has 257 bytes")
+
+
+def test_chat_of_a_lower_priority_goes_first(own_cluster, script_model):
+    cluster = own_cluster(workers=1, worker_flags=["--max-sequences", "1"])
+    cluster.load(script_model)
+    stream = cluster.client.stream(
+        text="x", sampling={"temperature": 0, "max_tokens": 60000, "ignore_eos": True})
+    stream.read_tokens(1)
+    result = cluster.phalanx("chat", "--temperature", "0", "--priority=-1", "x")
+    assert result.returncode == 0 and result.stdout == SCRIPT + "\n", result.stderr
+    wait_for(lambda: cluster.group().preemptions > 0, 10, lambda: f"the other waited: {cluster.group()}")
+    stream.cancel()
+    fails(cluster.phalanx("chat", "--priority", "first", "x"), "--priority", "first")
+
+
 def test_chat_from_stdin_keeps_the_history(cluster):
     result = cluster.phalanx("chat", "--temperature", "0", "--system", "Be brief.", stdin="Hello\n\nAgain\n")
     assert result.returncode == 0 and result.stdout == f"{SCRIPT}\n{SCRIPT}\n"
