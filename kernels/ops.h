@@ -449,7 +449,8 @@ struct OpsOptions {
   Compute compute = Compute::kFast;
   int num_threads = 1;
   KvType kv_type = KvType::kAuto;
-  bool fp16 = false;  // of a device: fp16 in place of bf16
+  bool fp16 = false;           // of a device: fp16 in place of bf16
+  std::vector<int> cpus = {};  // of each thread, to stay there; empty: wherever the system puts them
 };
 
 // The backend factory (kernels/ops.cc, the only place that knows backends).

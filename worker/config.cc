@@ -19,6 +19,7 @@ namespace {
 constexpr const char* kRungs[] = {"auto", "reference", "avx2", "avx512", "amx"};
 constexpr const char* kDevices[] = {"cpu", "cuda", "auto", "cuda-emulated"};
 constexpr const char* kSpeculate[] = {"auto", "off"};
+constexpr const char* kPinThreads[] = {"auto", "on", "off"};
 constexpr const char* kLogLevels[] = {"debug", "info", "warning", "error"};
 
 template <class Names>
@@ -88,6 +89,7 @@ absl::Status WorkerConfig::Validate() const {
   PHX_RETURN_IF_ERROR(CheckName("--host-id", host_id));
   PHX_RETURN_IF_ERROR(CheckRange("--threads", threads, 0, 1024));
   PHX_RETURN_IF_ERROR(CheckOneOf("--device", device, kDevices));
+  PHX_RETURN_IF_ERROR(CheckOneOf("--pin-threads", pin_threads, kPinThreads));
   PHX_RETURN_IF_ERROR(CheckOneOf("--rung", rung, kRungs));
   PHX_RETURN_IF_ERROR(CheckOneOf("--kv-cache-dtype", kv_cache_dtype, kKvTypeNames));
   if (!(kv_fraction > 0 && kv_fraction <= 1)) {
@@ -139,6 +141,10 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, WorkerConfig* config) 
       "--device", config->device,
       "cpu; cuda: a GPU, by the CUDA module beside the program; auto: cuda where there is one, else cpu; "
       "cuda-emulated: a test device");
+  app.add_option(
+      "--pin-threads", config->pin_threads,
+      "keeps each thread of the kernels on a CPU of its own: auto (where the process was given CPUs, "
+      "fewer than the machine's, that no other worker has), on, or off");
   app.add_option("--rung", config->rung, "kernels on the CPU: auto, reference, avx2, avx512 or amx");
   app.add_option("--kv-cache-dtype", config->kv_cache_dtype,
                  "what the KV cache is held in where a load request does not say: auto (fp32 in fp32 "
@@ -187,11 +193,11 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, WorkerConfig* config) 
 
 std::string Describe(const WorkerConfig& c) {
   return absl::StrCat("coordinators ", absl::StrJoin(c.coordinators, " "), ", host-id ", c.host_id,
-                      ", device ", c.device, ", rung ", c.rung, ", threads ", c.threads, ", kv-cache-dtype ",
-                      c.kv_cache_dtype, ", kv-fraction ", c.kv_fraction, ", kv-bytes ", c.kv_bytes,
-                      ", max-tokens-per-step ", c.max_tokens_per_step, ", max-sequences ", c.max_sequences,
-                      ", speculate ", c.speculate, ", max-guesses ", c.max_guesses, ", shared-weights ",
-                      c.shared_weights);
+                      ", device ", c.device, ", rung ", c.rung, ", threads ", c.threads, ", pin-threads ",
+                      c.pin_threads, ", kv-cache-dtype ", c.kv_cache_dtype, ", kv-fraction ", c.kv_fraction,
+                      ", kv-bytes ", c.kv_bytes, ", max-tokens-per-step ", c.max_tokens_per_step,
+                      ", max-sequences ", c.max_sequences, ", speculate ", c.speculate, ", max-guesses ",
+                      c.max_guesses, ", shared-weights ", c.shared_weights);
 }
 
 }  // namespace phalanx

@@ -22,7 +22,9 @@ struct WorkerConfig {
   std::string metrics_listen;  // --metrics-listen: metrics and health over HTTP; empty: none
   int threads = 0;             // --threads; 0: the host's cores shared between its workers, at least 1
   std::string device = "cpu";  // --device: cpu, cuda, auto (cuda where there is one), cuda-emulated (tests)
-  std::string rung = "auto";   // --rung: auto, reference, avx2 or amx
+  // --pin-threads: auto (where the process was given CPUs of its own), on or off.
+  std::string pin_threads = "auto";
+  std::string rung = "auto";            // --rung: auto, reference, avx2 or amx
   std::string kv_cache_dtype = "auto";  // --kv-cache-dtype: auto (fp32 in fp32 arithmetic, else bf16), bf16,
                                         // fp32 or int8, for models whose load request names none
   double kv_fraction =

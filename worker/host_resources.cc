@@ -1,11 +1,14 @@
 #include "worker/host_resources.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <limits>
 #include <optional>
 #include <sstream>
@@ -15,6 +18,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 
@@ -128,25 +132,27 @@ int CgroupCpus(const std::string& root) {
   return static_cast<int>(std::max(cpus, 1.0));
 }
 
-int AffinityCpus() {
-  // The mask of a host with more CPUs than cpu_set_t holds is refused with EINVAL: grow until it fits.
-  for (int bits = CPU_SETSIZE; bits <= 1 << 20; bits *= 2) {
-    cpu_set_t* set = CPU_ALLOC(bits);
-    const size_t bytes = CPU_ALLOC_SIZE(bits);
-    CPU_ZERO_S(bytes, set);
-    const bool ok = sched_getaffinity(0, bytes, set) == 0;
-    const int count = ok ? CPU_COUNT_S(bytes, set) : 0;
-    CPU_FREE(set);
-    if (ok) return std::max(count, 1);
+// Process ids of this program's processes.
+std::vector<int> WorkersOnHost() {
+  std::error_code ignored;
+  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", ignored);
+  std::vector<int> pids;
+  for (std::filesystem::directory_iterator it("/proc", ignored), end; it != end; it.increment(ignored)) {
+    int pid = 0;
+    if (!absl::SimpleAtoi(it->path().filename().string(), &pid)) continue;
+    // Gone meanwhile, or another user's: an error, and an empty path.
+    if (!self.empty() && std::filesystem::read_symlink(it->path() / "exe", ignored) == self) {
+      pids.push_back(pid);
+    }
   }
-  return 1;
+  return pids;
 }
 
 }  // namespace
 
 HostResources ReadHostResources(const std::string& root) {
   HostResources result;
-  result.cpus = std::min(AffinityCpus(), CgroupCpus(root));
+  result.cpus = std::min(std::max(static_cast<int>(AffinityOf(0).size()), 1), CgroupCpus(root));
   const MemoryLimit limit = CgroupMemory(root);
   result.memory_total = std::min(ReadField(root + "proc/meminfo", "MemTotal").value_or(0), limit.limit);
   result.memory_available =
@@ -154,18 +160,61 @@ HostResources ReadHostResources(const std::string& root) {
   return result;
 }
 
-int CountWorkersOnHost() {
-  std::error_code ignored;
-  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", ignored);
-  int count = 0;
-  for (std::filesystem::directory_iterator it("/proc", ignored), end; it != end; it.increment(ignored)) {
-    const std::string name = it->path().filename().string();
-    if (!std::all_of(name.begin(), name.end(), absl::ascii_isdigit)) continue;
-    // Gone meanwhile, or another user's: an error, and an empty path.
-    if (!self.empty() && std::filesystem::read_symlink(it->path() / "exe", ignored) == self) ++count;
+std::vector<int> AffinityOf(int pid) {
+  // The mask of a host with more CPUs than cpu_set_t holds is refused with EINVAL: grow until it fits.
+  for (int bits = CPU_SETSIZE; bits <= 1 << 20; bits *= 2) {
+    cpu_set_t* set = CPU_ALLOC(bits);
+    const size_t bytes = CPU_ALLOC_SIZE(bits);
+    CPU_ZERO_S(bytes, set);
+    const bool ok = sched_getaffinity(pid, bytes, set) == 0;
+    std::vector<int> cpus;
+    for (int cpu = 0; ok && cpu < bits; ++cpu) {
+      if (CPU_ISSET_S(cpu, bytes, set)) cpus.push_back(cpu);
+    }
+    CPU_FREE(set);
+    if (ok) return cpus;
+    if (errno != EINVAL) break;
   }
-  return std::max(count, 1);
+  return {};
 }
+
+absl::StatusOr<std::vector<int>> CpusToPin(const std::string& mode, int num_threads,
+                                           const std::vector<int>& own, int machine_cpus,
+                                           const std::vector<std::vector<int>>& others, std::string* why) {
+  const auto no = [why](const std::string& reason) {
+    *why = reason;
+    return std::vector<int>();
+  };
+  if (mode == "off") return no("--pin-threads is off");
+  if (static_cast<int>(own.size()) < num_threads) {
+    const std::string reason =
+        absl::StrCat("this process has ", own.size(), " CPUs for ", num_threads, " threads");
+    if (mode == "on") return absl::FailedPreconditionError(absl::StrCat("--pin-threads is on, but ", reason));
+    return no(reason);
+  }
+  if (mode == "auto") {
+    if (static_cast<int>(own.size()) >= machine_cpus) return no("this process has all CPUs of the machine");
+    for (const std::vector<int>& other : others) {
+      std::vector<int> common;
+      std::set_intersection(own.begin(), own.end(), other.begin(), other.end(), std::back_inserter(common));
+      if (!common.empty()) {
+        return no(absl::StrCat("CPU ", common.front(), " is another worker's too"));
+      }
+    }
+  }
+  return std::vector<int>(own.begin(), own.begin() + num_threads);
+}
+
+absl::StatusOr<std::vector<int>> CpusToPin(const std::string& mode, int num_threads, std::string* why) {
+  std::vector<std::vector<int>> others;
+  for (const int pid : WorkersOnHost()) {
+    if (pid != getpid()) others.push_back(AffinityOf(pid));
+  }
+  return CpusToPin(mode, num_threads, AffinityOf(0), static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)), others,
+                   why);
+}
+
+int CountWorkersOnHost() { return std::max(static_cast<int>(WorkersOnHost().size()), 1); }
 
 int64_t KvCacheBytes(int64_t memory_available, int workers_on_host, double fraction, int64_t weight_bytes,
                      int64_t limit) {

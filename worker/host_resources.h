@@ -3,6 +3,9 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
 
 namespace phalanx {
 
@@ -15,6 +18,18 @@ struct HostResources {
 
 // `root` replaces "/" in tests. What cannot be read counts as no limit.
 HostResources ReadHostResources(const std::string& root = "/");
+
+// The CPUs that a process may run on (0: this one), rising; empty where the system does not tell.
+std::vector<int> AffinityOf(int pid);
+// Whether a pool of `num_threads` is to be pinned, by --pin-threads ("auto", "on", "off") and the process's
+// CPUs: where it is, its CPUs, else none, and why not in `why`. `auto` pins where this process was given CPUs
+// of its own: fewer than the machine's, enough for all threads, none of another worker's (`others`, their
+// CPUs). FailedPrecondition for "on" with fewer CPUs than threads.
+absl::StatusOr<std::vector<int>> CpusToPin(const std::string& mode, int num_threads,
+                                           const std::vector<int>& own, int machine_cpus,
+                                           const std::vector<std::vector<int>>& others, std::string* why);
+// The same for this process.
+absl::StatusOr<std::vector<int>> CpusToPin(const std::string& mode, int num_threads, std::string* why);
 
 // Processes of this program on the host, as far as /proc shows them; at least 1: this one.
 int CountWorkersOnHost();

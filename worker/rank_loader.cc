@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "base/logging.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
@@ -176,6 +177,8 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   ops_options.compute = spec.compute;
   ops_options.num_threads =
       config.threads > 0 ? config.threads : std::max(1, host.cpus / spec.workers_on_host);
+  std::string not_pinned;
+  PHX_ASSIGN_OR_RETURN(ops_options.cpus, CpusToPin(config.pin_threads, ops_options.num_threads, &not_pinned));
   PHX_ASSIGN_OR_RETURN(ops_options.kv_type, KvTypeOf(spec, config, rank->config));
   PHX_ASSIGN_OR_RETURN(rank->ops, CreateOps(ops_options));
   const OpsInfo& device = rank->ops->info();
@@ -200,9 +203,12 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   options.max_kv_blocks =
       std::min<int64_t>(blocks_per_sequence * config.max_sequences, std::numeric_limits<int32_t>::max());
   spdlog::info(
-      "rank {} of {}: {} threads, about {} MiB of weights, KV cache in {}, {} MiB available to {} workers",
-      spec.rank, spec.num_ranks, ops_options.num_threads, weight_bytes >> 20,
-      KvTypeName(rank->ops->info().kv_type), available_memory >> 20, sharers);
+      "rank {} of {}: {} threads ({}), about {} MiB of weights, KV cache in {}, {} MiB available to {} "
+      "workers",
+      spec.rank, spec.num_ranks, ops_options.num_threads,
+      ops_options.cpus.empty() ? absl::StrCat("not pinned: ", not_pinned)
+                               : absl::StrCat("pinned to CPUs ", absl::StrJoin(ops_options.cpus, " ")),
+      weight_bytes >> 20, KvTypeName(rank->ops->info().kv_type), available_memory >> 20, sharers);
 
   const CollectiveNeeds needs = CollectiveNeedsOf(rank->config, rank->plan, options);
   CollectiveOptions collective;

@@ -36,7 +36,7 @@ CpuOps::CpuOps(const OpsOptions& options, const GemmKernels& kernels, const Quan
       kernels_(kernels),
       kv_format_(KvFormat::Of(info_.kv_type, kernels.format)),
       quant_(quant),
-      pool_(options.num_threads),
+      pool_(options.num_threads, options.cpus),
       gemm_(pool_),
       grouped_(pool_, gemm_),
       attention_(pool_),

@@ -1,5 +1,8 @@
 #include "kernels/cpu/thread_pool.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
 
 namespace phalanx {
@@ -31,10 +34,24 @@ bool SpinUntil(Ready ready) {
   return false;
 }
 
+// Where the system refuses, for a CPU that was taken away, the thread stays where it may run.
+void PinThread(std::thread& thread, int cpu) {
+  cpu_set_t* const set = CPU_ALLOC(cpu + 1);
+  const size_t bytes = CPU_ALLOC_SIZE(cpu + 1);
+  CPU_ZERO_S(bytes, set);
+  CPU_SET_S(cpu, bytes, set);
+  pthread_setaffinity_np(thread.native_handle(), bytes, set);
+  CPU_FREE(set);
+}
+
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) : shares_(static_cast<size_t>(std::max(num_threads, 1))) {
-  for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { Work(i); });
+ThreadPool::ThreadPool(int num_threads, const std::vector<int>& cpus)
+    : shares_(static_cast<size_t>(std::max(num_threads, 1))) {
+  for (int i = 1; i < num_threads; ++i) {
+    threads_.emplace_back([this, i] { Work(i); });
+    if (static_cast<size_t>(i) < cpus.size()) PinThread(threads_.back(), cpus[static_cast<size_t>(i)]);
+  }
 }
 
 ThreadPool::~ThreadPool() {

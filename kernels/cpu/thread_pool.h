@@ -15,8 +15,10 @@ namespace phalanx {
 // Thread safety: one caller of Run at a time.
 class ThreadPool {
  public:
-  // num_threads includes the caller; 1 starts no thread.
-  explicit ThreadPool(int num_threads);
+  // num_threads includes the caller; 1 starts no thread. With `cpus`, one for each thread, thread i runs on
+  // cpus[i] alone; the caller, which is no thread of the pool's, runs where it likes, cpus[0] being left to
+  // it.
+  explicit ThreadPool(int num_threads, const std::vector<int>& cpus = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

@@ -1,7 +1,9 @@
 #include "kernels/cpu/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -76,6 +78,38 @@ TEST(ThreadPoolTest, PrintsTheCostOfALoop) {
     EXPECT_EQ(sum.load(), 3 * kLoops);
     std::printf("a loop of two empty tasks on %d threads: %.2f us\n", threads, took.count() / kLoops);
   }
+}
+
+TEST(ThreadPoolTest, PinnedThreadsRunWhereTheyAreTold) {
+  cpu_set_t mask;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(mask), &mask), 0);
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &mask)) cpus.push_back(cpu);
+  }
+  // More threads than CPUs: some have one in common.
+  constexpr int kThreads = 5;
+  for (size_t i = 0; cpus.size() < kThreads; ++i) cpus.push_back(cpus[i]);
+  ThreadPool pool(kThreads, cpus);
+  std::vector<int> ran(kThreads, 0);
+  std::atomic<bool> good{true};
+  for (int loop = 0; loop < 200; ++loop) {
+    pool.Run(50, [&](int64_t, int thread) {
+      ran[static_cast<size_t>(thread)] = 1;
+      if (thread > 0 && sched_getcpu() != cpus[static_cast<size_t>(thread)]) good = false;
+      std::this_thread::sleep_for(std::chrono::microseconds(5));
+    });
+  }
+  // A thread's first tasks may come before it is moved.
+  good = true;
+  for (int loop = 0; loop < 200; ++loop) {
+    pool.Run(50, [&](int64_t, int thread) {
+      if (thread > 0 && sched_getcpu() != cpus[static_cast<size_t>(thread)]) good = false;
+      std::this_thread::sleep_for(std::chrono::microseconds(5));
+    });
+  }
+  EXPECT_TRUE(good);
+  EXPECT_GT(std::count(ran.begin(), ran.end(), 1), 1);
 }
 
 }  // namespace

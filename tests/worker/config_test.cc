@@ -51,6 +51,7 @@ TEST(WorkerConfig, ReadsBothForms) {
                                    "--kv-cache-dtype=int8",
                                    "--max-guesses=3",
                                    "--shared-weights=/run/weights",
+                                   "--pin-threads=on",
                                    "--log-level=debug"},
                                   &config);
   ASSERT_FALSE(flags.exit) << flags.output;
@@ -67,6 +68,7 @@ TEST(WorkerConfig, ReadsBothForms) {
   EXPECT_EQ(config.kv_cache_dtype, "int8");
   EXPECT_EQ(config.max_guesses, 3);
   EXPECT_EQ(config.shared_weights, "/run/weights");
+  EXPECT_EQ(config.pin_threads, "on");
   EXPECT_TRUE(config.ListensOnLoopback());
 }
 
@@ -104,6 +106,8 @@ TEST(WorkerConfig, ErrorsNameTheFlagAndTheValue) {
   for (const char* bad : {"", "on", "dev/shm"}) {
     EXPECT_THAT(Error({good, std::string("--shared-weights=") + bad}), HasSubstr("--shared-weights"));
   }
+  EXPECT_THAT(Error({good, "--pin-threads=yes"}),
+              HasSubstr("--pin-threads is 'yes'; it must be one of auto, on, off"));
   EXPECT_THAT(Error({good, "--max-guesses=65"}), HasSubstr("--max-guesses is 65; it must be 1 to 64"));
   EXPECT_THAT(Error({good, "--max-sequences=9", "--max-tokens-per-step=8"}),
               HasSubstr("--max-sequences is 9"));

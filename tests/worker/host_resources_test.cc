@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -112,6 +113,40 @@ TEST(KvCacheBytes, FairShareLessWeights) {
   EXPECT_EQ(KvCacheBytes(1000, 2, 0.5, 100, 150), 150);
   EXPECT_EQ(KvCacheBytes(1000, 2, 0.5, 100, 250), 200);
   EXPECT_EQ(KvCacheBytes(1000, 4, 1.0, 300, 0), 0);  // nothing is left; never negative
+}
+
+TEST(CpusToPin, PinsWhereTheCpusAreItsOwn) {
+  const std::vector<int> own = {2, 3, 6, 7};
+  std::string why;
+  const auto cpus = [&](const char* mode, int threads, int machine,
+                        const std::vector<std::vector<int>>& others) {
+    why.clear();
+    absl::StatusOr<std::vector<int>> result = CpusToPin(mode, threads, own, machine, others, &why);
+    EXPECT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->empty(), !why.empty());
+    return *std::move(result);
+  };
+  EXPECT_EQ(cpus("auto", 4, 8, {}), own);
+  EXPECT_EQ(cpus("auto", 2, 8, {{0, 1}, {4, 5}}), (std::vector<int>{2, 3}));
+  EXPECT_TRUE(cpus("auto", 2, 8, {{0, 1}, {5, 6}}).empty());
+  EXPECT_EQ(why, "CPU 6 is another worker's too");
+  EXPECT_TRUE(cpus("auto", 2, 4, {}).empty());
+  EXPECT_EQ(why, "this process has all CPUs of the machine");
+  EXPECT_TRUE(cpus("auto", 5, 8, {}).empty());
+  EXPECT_EQ(why, "this process has 4 CPUs for 5 threads");
+  EXPECT_TRUE(cpus("off", 2, 8, {}).empty());
+  EXPECT_EQ(cpus("on", 4, 4, {{2, 3}}), own);
+  EXPECT_EQ(CpusToPin("on", 5, own, 8, {}, &why).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(CpusToPin, KnowsTheProcesssCpus) {
+  const std::vector<int> own = AffinityOf(0);
+  EXPECT_FALSE(own.empty());
+  EXPECT_TRUE(std::is_sorted(own.begin(), own.end()));
+  std::string why;
+  const auto one = CpusToPin("on", 1, &why);
+  ASSERT_TRUE(one.ok()) << one.status();
+  EXPECT_EQ(*one, std::vector<int>{own[0]});
 }
 
 }  // namespace
