@@ -261,10 +261,12 @@ bool SharedWeights::Grow(int64_t end) {
   const int64_t least = RoundUp(end, kHugePage);
   const int64_t begin = file_bytes_;
   for (const int64_t to : {std::min(std::max(least, begin + kStep), map_bytes_), least}) {
-    if (to > map_bytes_ || Reserve(fd_, begin, to) != 0) continue;
-    file_bytes_ = to;
-    // Huge pages, whatever the file system is set to: a page walk for each 4 KiB read costs bandwidth.
+    if (to > map_bytes_ || FreeBytes(fd_) < to - begin || ftruncate(fd_, to) != 0) continue;
+    // Huge pages, whatever the file system is set to: a page walk for each 4 KiB read costs bandwidth. Before
+    // anything is there, since small pages would have to be copied into them.
     madvise(map_ + begin, static_cast<size_t>(to - begin), MADV_COLLAPSE);
+    if (Reserve(fd_, begin, to) != 0) continue;
+    file_bytes_ = to;
     return true;
   }
   return false;
