@@ -294,13 +294,16 @@ inline std::vector<RungCase> RungCases() {
   return cases;
 }
 
-// The same, with every type of KV cache; a device has one.
+// The same, each with the KV cache of its arithmetic and with int8, AVX2 with every type; a device has one.
 inline std::vector<RungCase> RungAndKvCases() {
   if (kTestsDevice) return RungCases();
   std::vector<RungCase> cases;
   for (const RungCase& c : RungCases()) {
-    for (const KvType type : {KvType::kBf16, KvType::kF32, KvType::kInt8})
-      cases.push_back({c.rung, c.compute, type});
+    const KvType own = c.compute == Compute::kFp32 ? KvType::kF32 : KvType::kBf16;
+    for (const KvType type : {KvType::kBf16, KvType::kF32, KvType::kInt8}) {
+      if (type == own || type == KvType::kInt8 || c.rung == "avx2")
+        cases.push_back({c.rung, c.compute, type});
+    }
   }
   return cases;
 }
