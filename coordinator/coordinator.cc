@@ -24,6 +24,7 @@ constexpr int64_t kSweepMs = 1000;
 constexpr std::chrono::seconds kHelloTimeout{10};
 // A call that has waited so long for a model to be opened is told that there is none.
 constexpr std::chrono::seconds kOpenTimeout{60};
+constexpr int kMaxWaiting = 8;  // calls that wait for a model to be opened
 constexpr int kPoolThreads = 2;
 constexpr int kBulkThreads = 1;
 constexpr size_t kMaxIdBytes = 256;
@@ -77,12 +78,18 @@ void Coordinator::EndOpening() {
   opened_.NotifyAll();
 }
 
-void Coordinator::AwaitModels() {
-  if (!opening_.load()) return;
+absl::Status Coordinator::AwaitModels() {
+  if (!opening_.load()) return absl::OkStatus();
   const auto deadline = CondVar::Clock::now() + kOpenTimeout;
   MutexLock lock(opening_mu_);
-  while (opening_.load() && opened_.WaitUntil(opening_mu_, deadline)) {
+  if (waiting_ < kMaxWaiting) {
+    ++waiting_;
+    while (opening_.load() && opened_.WaitUntil(opening_mu_, deadline)) {
+    }
+    --waiting_;
   }
+  if (!opening_.load()) return absl::OkStatus();
+  return absl::UnavailableError("the model that the coordinator starts with is being opened; try again");
 }
 
 absl::Status Coordinator::Announce(const ModelSpec& spec) {

@@ -61,8 +61,9 @@ class Coordinator {
   // workers are served meanwhile.
   void BeginOpening() { opening_.store(true); }
   void EndOpening();
-  // Waits until no model is being opened.
-  void AwaitModels();
+  // Waits until no model is being opened. Unavailable when that takes too long, and at once when several
+  // calls wait already: they hold threads that workers' streams need too.
+  absl::Status AwaitModels();
   // Seconds since the coordinator began.
   double Now() const;
 
@@ -138,6 +139,7 @@ class Coordinator {
   std::atomic<bool> opening_{false};
   Mutex opening_mu_;
   CondVar opened_;
+  int waiting_ ABSL_GUARDED_BY(opening_mu_) = 0;
   std::string announced_;  // a model's name, until it is loaded
   std::atomic<int> num_models_{0};
   std::atomic<int> num_ready_groups_{0};

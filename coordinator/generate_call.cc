@@ -65,6 +65,7 @@ absl::Status GenerateCall::Admit(const grpc::ByteBuffer& bytes) {
     return absl::OkStatus();
   };
   PHX_RETURN_IF_ERROR(enter(1));
+  PHX_RETURN_IF_ERROR(coordinator_->AwaitModels());
   google::protobuf::Arena arena;  // a million parts are freed at once
   auto& request = *google::protobuf::Arena::CreateMessage<v1::GenerateRequest>(&arena);
   PHX_RETURN_IF_ERROR(Parse(bytes, &request));

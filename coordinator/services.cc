@@ -16,7 +16,6 @@ namespace phalanx::coordinator {
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(grpc::CallbackServerContext* context,
                                                                        const grpc::ByteBuffer* request) {
-  coordinator_->AwaitModels();
   auto* call = new GenerateCall(coordinator_, context);  // deletes itself
   call->Begin(*request);
   return call;
@@ -31,7 +30,7 @@ grpc::ServerUnaryReactor* InferenceService::WithModel(grpc::CallbackServerContex
     return reactor;
   };
   if (coordinator_->draining()) return refuse(absl::UnavailableError("the coordinator is shutting down"));
-  coordinator_->AwaitModels();
+  if (const absl::Status opened = coordinator_->AwaitModels(); !opened.ok()) return refuse(opened);
   auto found = coordinator_->registry().Find(model);
   if (!found.ok()) return refuse(found.status());
   if (const absl::Status entered = coordinator_->in_flight().Enter(); !entered.ok()) return refuse(entered);
@@ -71,8 +70,11 @@ grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerConte
 grpc::ServerUnaryReactor* InferenceService::ListModels(grpc::CallbackServerContext* context,
                                                        const v1::ListModelsRequest*,
                                                        v1::ListModelsResponse* response) {
-  coordinator_->AwaitModels();
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (const absl::Status opened = coordinator_->AwaitModels(); !opened.ok()) {
+    reactor->Finish(ToGrpc(opened));
+    return reactor;
+  }
   coordinator_->loop()->Post([this, reactor, response] {
     for (const auto& model : coordinator_->registry().All()) {
       coordinator_->FillModel(*model, response->add_models());
@@ -85,8 +87,11 @@ grpc::ServerUnaryReactor* InferenceService::ListModels(grpc::CallbackServerConte
 grpc::ServerUnaryReactor* InferenceService::GetModel(grpc::CallbackServerContext* context,
                                                      const v1::GetModelRequest* request,
                                                      v1::GetModelResponse* response) {
-  coordinator_->AwaitModels();
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (const absl::Status opened = coordinator_->AwaitModels(); !opened.ok()) {
+    reactor->Finish(ToGrpc(opened));
+    return reactor;
+  }
   coordinator_->loop()->Post([this, reactor, request, response] {
     const auto model = coordinator_->registry().Find(request->model());
     if (model.ok()) {
@@ -101,8 +106,11 @@ grpc::ServerUnaryReactor* InferenceService::GetModel(grpc::CallbackServerContext
 grpc::ServerUnaryReactor* ClusterService::GetStatus(grpc::CallbackServerContext* context,
                                                     const v1::GetStatusRequest*,
                                                     v1::GetStatusResponse* response) {
-  coordinator_->AwaitModels();
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (const absl::Status opened = coordinator_->AwaitModels(); !opened.ok()) {
+    reactor->Finish(ToGrpc(opened));
+    return reactor;
+  }
   coordinator_->loop()->Post([this, reactor, response] {
     coordinator_->FillStatus(response);
     reactor->Finish(grpc::Status::OK);
@@ -113,8 +121,11 @@ grpc::ServerUnaryReactor* ClusterService::GetStatus(grpc::CallbackServerContext*
 grpc::ServerUnaryReactor* ClusterService::LoadModel(grpc::CallbackServerContext* context,
                                                     const v1::LoadModelRequest* request,
                                                     v1::LoadModelResponse* response) {
-  coordinator_->AwaitModels();
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (const absl::Status opened = coordinator_->AwaitModels(); !opened.ok()) {
+    reactor->Finish(ToGrpc(opened));
+    return reactor;
+  }
   if (coordinator_->draining()) {
     reactor->Finish(grpc::Status(grpc::UNAVAILABLE, "the coordinator is shutting down"));
     return reactor;
@@ -154,8 +165,11 @@ grpc::ServerUnaryReactor* ClusterService::LoadModel(grpc::CallbackServerContext*
 grpc::ServerUnaryReactor* ClusterService::UnloadModel(grpc::CallbackServerContext* context,
                                                       const v1::UnloadModelRequest* request,
                                                       v1::UnloadModelResponse*) {
-  coordinator_->AwaitModels();
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (const absl::Status opened = coordinator_->AwaitModels(); !opened.ok()) {
+    reactor->Finish(ToGrpc(opened));
+    return reactor;
+  }
   coordinator_->loop()->Post(
       [this, reactor, name = request->name()] { reactor->Finish(ToGrpc(coordinator_->Unload(name))); });
   return reactor;

@@ -91,6 +91,10 @@ absl::Status WorkerConfig::Validate() const {
   PHX_RETURN_IF_ERROR(CheckOneOf("--device", device, kDevices));
   PHX_RETURN_IF_ERROR(CheckOneOf("--pin-threads", pin_threads, kPinThreads));
   PHX_RETURN_IF_ERROR(CheckOneOf("--rung", rung, kRungs));
+  if (rung != "auto" && device != "cpu") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--rung is '", rung, "', which is of --device cpu; with --device ", device, " it must be auto"));
+  }
   PHX_RETURN_IF_ERROR(CheckOneOf("--kv-cache-dtype", kv_cache_dtype, kKvTypeNames));
   if (!(kv_fraction > 0 && kv_fraction <= 1)) {
     return absl::InvalidArgumentError(
@@ -141,10 +145,11 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, WorkerConfig* config) 
       "--device", config->device,
       "cpu; cuda: a GPU, by the CUDA module beside the program; auto: cuda where there is one, else cpu; "
       "cuda-emulated: a test device");
-  app.add_option(
-      "--pin-threads", config->pin_threads,
-      "keeps each thread of the kernels on a CPU of its own: auto (where the process was given CPUs, "
-      "fewer than the machine's, that no other worker has), on, or off");
+  app.add_option("--pin-threads", config->pin_threads,
+                 "keeps the kernels' threads, all but the one that hands them work, on a CPU each: auto "
+                 "(where the process "
+                 "was given as many CPUs as it has threads, fewer than the machine's, that no other worker "
+                 "has), on, or off");
   app.add_option("--rung", config->rung, "kernels on the CPU: auto, reference, avx2, avx512 or amx");
   app.add_option("--kv-cache-dtype", config->kv_cache_dtype,
                  "what the KV cache is held in where a load request does not say: auto (fp32 in fp32 "

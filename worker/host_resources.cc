@@ -194,6 +194,10 @@ absl::StatusOr<std::vector<int>> CpusToPin(const std::string& mode, int num_thre
   }
   if (mode == "auto") {
     if (static_cast<int>(own.size()) >= machine_cpus) return no("this process has all CPUs of the machine");
+    if (static_cast<int>(own.size()) > num_threads) {
+      return no(absl::StrCat("this process has ", own.size(), " CPUs for ", num_threads,
+                             " threads: others may have been given them too"));
+    }
     for (const std::vector<int>& other : others) {
       std::vector<int> common;
       std::set_intersection(own.begin(), own.end(), other.begin(), other.end(), std::back_inserter(common));

@@ -93,7 +93,10 @@ absl::StatusOr<std::unique_ptr<SharedWeights>> OpenSharedWeights(const RankSpec&
   options.slice_key = absl::StrCat("rank ", spec.rank);
   // Padding, and the step that files grow by.
   options.expected_bytes = weight_bytes + weight_bytes / 32 + (int64_t{4} << 20);
-  options.wait = std::chrono::milliseconds(config.shared_weights_wait_ms);
+  // The other ranks wait meanwhile, in the first exchange.
+  options.wait = std::chrono::milliseconds(
+      spec.num_ranks == 1 ? config.shared_weights_wait_ms
+                          : std::min(config.shared_weights_wait_ms, config.collective_timeout_ms / 2));
   options.cancelled = cancelled;
   SharedWeights::RemoveUnused(options.folder, options.model_key);
   if (!rank.ops->UseWeightMemory(nullptr)) {
@@ -101,7 +104,10 @@ absl::StatusOr<std::unique_ptr<SharedWeights>> OpenSharedWeights(const RankSpec&
   }
   absl::StatusOr<std::unique_ptr<SharedWeights>> weights = SharedWeights::Open(options);
   if (absl::IsCancelled(weights.status())) return weights.status();
-  if (!weights.ok()) return own(std::string(weights.status().message()));
+  if (!weights.ok()) {
+    spdlog::warn("weights are not shared with other workers: {}", std::string(weights.status().message()));
+    return nullptr;
+  }
   return weights;
 }
 
@@ -234,9 +240,9 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   rank->shared_weights = *std::move(shared);
   SharedWeights* const memory = rank->shared_weights.get();
   if (memory != nullptr) rank->ops->UseWeightMemory(memory);
-  // Memory of weights that are there already is not available any more.
+  // Memory of weights that are there already is not available any more, that of files removed is.
   const bool was_packed = memory != nullptr && memory->was_packed();
-  const int64_t available = was_packed ? ReadHostResources().memory_available : available_memory;
+  const int64_t available = device.free_bytes > 0 ? available_memory : ReadHostResources().memory_available;
   options.on_packed = [&, memory, was_packed, available, sharers](int64_t packed_bytes) {
     int64_t own_bytes = packed_bytes;
     if (memory != nullptr) {

@@ -36,6 +36,7 @@ namespace {
 constexpr int64_t kHugePage = int64_t{2} << 20;
 constexpr int64_t kPage = 4096;
 constexpr int64_t kAlignment = 64;
+constexpr int64_t kKept = int64_t{32} << 20;  // of a folder, for others, or a tenth
 constexpr int64_t kStep = int64_t{64} << 20;  // that a file grows by
 constexpr int64_t kMaxBytes = int64_t{1} << 44;
 constexpr int64_t kMaxPieces = int64_t{1} << 24;
@@ -80,7 +81,13 @@ int Reserve(int fd, int64_t begin, int64_t end) {
 int64_t FreeBytes(int fd) {
   struct statvfs info;
   if (fstatvfs(fd, &info) != 0) return 0;
-  return static_cast<int64_t>(std::min<uint64_t>(uint64_t{info.f_bavail} * info.f_frsize, kMaxBytes));
+  if (info.f_blocks == 0) return kMaxBytes;  // a tmpfs without a limit
+  const auto bytes = [&](uint64_t blocks) {
+    return static_cast<int64_t>(std::min<uint64_t>(blocks * info.f_frsize, kMaxBytes));
+  };
+  // Others need the folder too: /dev/shm has the memory of ranks that sum together.
+  const int64_t kept = std::max(kKept, bytes(info.f_blocks) / 10);
+  return std::max<int64_t>(0, bytes(info.f_bavail) - kept);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Calls that do several products' work at once give the bits of the calls they stand for, on every rung.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "kernels/ops.h"
@@ -91,6 +92,36 @@ TEST_P(GatedProductsTest, GatedShardedMatmulIsItsParts) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Rungs, GatedProductsTest, testing::ValuesIn(RungCases()), RungCaseName);
+
+// Hosts with either may be ranks of one group.
+TEST(Avx512ProductsTest, HaveTheBitsOfAvx2) {
+  const std::vector<std::string> rungs = AvailableRungs();
+  if (std::find(rungs.begin(), rungs.end(), "avx512") == rungs.end()) GTEST_SKIP() << "no AVX-512 here";
+  for (const Compute compute : {Compute::kFp32, Compute::kFast}) {
+    auto avx2 = OrDie(CreateOps({"avx2", compute, 1})), avx512 = OrDie(CreateOps({"avx512", compute, 2}));
+    Random random(11);
+    for (const auto& [k, n] : {std::pair<int64_t, int64_t>{7, 16}, {256, 50}, {700, 33}, {1031, 100}}) {
+      const std::vector<float> w = random.Normal(n * k), x = random.Normal(150 * k);
+      PackWeightParams pack;
+      pack.pieces = {{{w.data(), DType::kF32, n, k}, {0, n}}};
+      pack.cols = {0, k};
+      for (const int64_t rows : {1, 2, 3, 11, 12, 13, 40, 97, 150}) {
+        std::vector<std::vector<float>> results;
+        for (Ops* ops : {avx2.get(), avx512.get()}) {
+          auto weight = OrDie(ops->PackWeight(pack));
+          DeviceMatrix x_m(*ops, rows, k, Rows(x, k, 0, rows)), y(*ops, rows, n, 3);
+          MatmulParams p;
+          p.x = x_m.view();
+          p.weight = weight.get();
+          p.y = y.view();
+          ASSERT_TRUE(ops->Matmul(p).ok());
+          results.push_back(y.Get());
+        }
+        EXPECT_TRUE(SameBits(results[0], results[1])) << k << " to " << n << ", " << rows << " rows";
+      }
+    }
+  }
+}
 
 }  // namespace
 }  // namespace phalanx

@@ -127,8 +127,11 @@ TEST(CpusToPin, PinsWhereTheCpusAreItsOwn) {
     return *std::move(result);
   };
   EXPECT_EQ(cpus("auto", 4, 8, {}), own);
-  EXPECT_EQ(cpus("auto", 2, 8, {{0, 1}, {4, 5}}), (std::vector<int>{2, 3}));
-  EXPECT_TRUE(cpus("auto", 2, 8, {{0, 1}, {5, 6}}).empty());
+  EXPECT_EQ(cpus("auto", 4, 8, {{0, 1}, {4, 5}}), own);
+  EXPECT_EQ(cpus("on", 2, 8, {}), (std::vector<int>{2, 3}));
+  EXPECT_TRUE(cpus("auto", 2, 8, {}).empty());
+  EXPECT_EQ(why, "this process has 4 CPUs for 2 threads: others may have been given them too");
+  EXPECT_TRUE(cpus("auto", 4, 8, {{0, 1}, {5, 6}}).empty());
   EXPECT_EQ(why, "CPU 6 is another worker's too");
   EXPECT_TRUE(cpus("auto", 2, 4, {}).empty());
   EXPECT_EQ(why, "this process has all CPUs of the machine");
