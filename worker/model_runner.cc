@@ -131,8 +131,8 @@ class Staging {
 std::string Fingerprint(const Checkpoint& checkpoint, const OpsInfo& info, int num_shards) {
   return absl::StrFormat("weights=%016x dtype=%s kv=%s backend=%s isa=%s kernels=%d models=%d shards=%d",
                          checkpoint.ContentHash(), ToAbsl(DTypeName(info.weight_dtype)),
-                         KvTypeName(info.kv_type), info.backend, info.instruction_set,
-                         info.kernel_version, kModelVersion, num_shards);
+                         KvTypeName(info.kv_type), info.backend, info.instruction_set, info.kernel_version,
+                         kModelVersion, num_shards);
 }
 
 CollectiveNeeds CollectiveNeedsOf(const ModelConfig& config, const ShardPlan& plan,

@@ -19,10 +19,9 @@ ParsedFlags Parse(std::vector<const char*> args, Config* config) {
 
 TEST(Config, TakesFlags) {
   Config config;
-  const ParsedFlags parsed = Parse(
-      {"--listen", "0.0.0.0:7", "--model", "x.gguf", "--tp", "2", "--compute", "fp32", "--rope", "auto",
-       "--kv-cache-dtype", "int8"},
-      &config);
+  const ParsedFlags parsed = Parse({"--listen", "0.0.0.0:7", "--model", "x.gguf", "--tp", "2", "--compute",
+                                    "fp32", "--rope", "auto", "--kv-cache-dtype", "int8"},
+                                   &config);
   EXPECT_FALSE(parsed.exit) << parsed.output;
   EXPECT_EQ(config.listen, "0.0.0.0:7");
   EXPECT_EQ(config.model.path, "x.gguf");

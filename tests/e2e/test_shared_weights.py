@@ -101,6 +101,8 @@ def test_two_groups_hold_one_copy(own_cluster, deep_model, folder):
         cluster.start_worker(name)
     wait_for(lambda: all(said(cluster, name, "packed before by another worker") for name in ("w2", "w3")), 60,
              "the file is used again")
+    wait_for(lambda: [cluster.client.group_state(g) for g in cluster.client.status().groups] == ["READY"] * 2, 60,
+             lambda: f"both groups ready: {cluster.client.status()}")
     assert answers(cluster) == ids
     assert list(folder.iterdir()) == files
     for name in ("w2", "w3"):
