@@ -28,4 +28,14 @@ inline std::vector<std::string> TestedRungs() {
 #endif
 }
 
+// Whether a test is to run on `rung` what other rungs run too: not under a sanitizer, where the best one is
+// enough for that and the others would take minutes.
+inline bool RepeatsOn([[maybe_unused]] const std::string& rung) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return rung == AvailableRungs().back();
+#else
+  return true;
+#endif
+}
+
 }  // namespace phalanx
