@@ -24,6 +24,13 @@ constexpr int64_t kMaxAlignment = int64_t{1} << 30;
 constexpr uint64_t kMaxKeyBytes = 65535;      // the format's limit
 constexpr uint64_t kMaxTensorNameBytes = 64;  // the format's limit
 constexpr uint32_t kMaxDims = 4;
+// A file may be of any size, holes included, and what a header takes in memory must not follow from that.
+constexpr uint64_t kMaxCount = 1 << 20;          // of metadata entries and of tensors
+constexpr uint64_t kMaxArrayElements = 8 << 20;  // of all arrays together
+// What the header may take in memory, besides twice the file's size. Estimates of what its parts take:
+constexpr uint64_t kHeaderMemory = 16 << 20;
+constexpr uint64_t kEntryMemory = 160;
+constexpr uint64_t kTensorMemory = 480;
 // The least a metadata entry and a tensor's description can take in the file: bounds for their counts.
 constexpr uint64_t kMinEntryBytes = 8 + 1 + 4 + 1;
 constexpr uint64_t kMinTensorInfoBytes = 8 + 1 + 4 + 8 + 4 + 8;
@@ -76,7 +83,8 @@ std::optional<DType> DTypeOfGgml(uint32_t type) {
 // Reads little-endian values from a byte range; every read is checked against its end.
 class Cursor {
  public:
-  Cursor(const uint8_t* data, uint64_t size) : data_(data), size_(size) {}
+  Cursor(const uint8_t* data, uint64_t size)
+      : data_(data), size_(size), memory_left_(kHeaderMemory + 2 * size) {}
 
   uint64_t offset() const { return offset_; }
   uint64_t left() const { return size_ - offset_; }
@@ -88,6 +96,27 @@ class Cursor {
     std::memcpy(&value, data_ + offset_, sizeof(T));
     offset_ += sizeof(T);
     return value;
+  }
+
+  // Takes the memory of a part of the header.
+  absl::Status TakeMemory(uint64_t bytes) {
+    if (bytes > memory_left_) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "the header would take more than ", kHeaderMemory + 2 * size_, " bytes of memory, twice the file"));
+    }
+    memory_left_ -= bytes;
+    return absl::OkStatus();
+  }
+
+  // Takes `count` elements of an array, `bytes` each in memory.
+  absl::Status CountElements(uint64_t count, uint64_t bytes) {
+    if (count > elements_left_) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("array of ", count, " elements; all arrays together may have ", kMaxArrayElements,
+                       ", of which ", elements_left_, " are left"));
+    }
+    elements_left_ -= count;
+    return TakeMemory(count * bytes);
   }
 
   absl::StatusOr<std::string_view> ReadString() {
@@ -107,6 +136,8 @@ class Cursor {
   const uint8_t* data_;
   uint64_t size_;
   uint64_t offset_ = 0;
+  uint64_t elements_left_ = kMaxArrayElements;
+  uint64_t memory_left_;
 };
 
 absl::Status Annotate(const absl::Status& status, const std::string& where) {
@@ -165,6 +196,7 @@ absl::StatusOr<GgufValue> ReadArray(Cursor& in) {
     return absl::InvalidArgumentError(
         absl::StrCat("array of ", count, " elements cannot fit the ", in.left(), " bytes left in the file"));
   }
+  PHX_RETURN_IF_ERROR(in.CountElements(count, type == kString ? sizeof(std::string_view) : sizeof(int64_t)));
   if (type == kString) {
     std::vector<std::string_view> strings;
     strings.reserve(count);
@@ -303,6 +335,16 @@ absl::StatusOr<TensorInfo> ReadTensorInfo(Cursor& in, bool any_type) {
   return info;
 }
 
+// Of things that take `least` bytes each.
+absl::Status CheckCount(const Cursor& in, uint64_t count, const char* things, uint64_t least) {
+  if (count > in.left() / least) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(count, " ", things, " cannot fit the ", in.left(), " bytes left in the file"));
+  }
+  if (count <= kMaxCount) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(count, " ", things, ", must be at most ", kMaxCount));
+}
+
 absl::Status CheckVersion(uint32_t version) {
   if (version == 2 || version == 3) return absl::OkStatus();
   if (version == 0x02000000 || version == 0x03000000) {
@@ -371,10 +413,7 @@ absl::Status GgufFile::Parse(TensorTypes types) {
   PHX_RETURN_IF_ERROR(CheckVersion(version));
   PHX_ASSIGN_OR_RETURN(const uint64_t num_tensors, in.Read<uint64_t>());
   PHX_ASSIGN_OR_RETURN(const uint64_t num_entries, in.Read<uint64_t>());
-  if (num_entries > in.left() / kMinEntryBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(num_entries, " metadata entries cannot fit the ", in.left(), " bytes left in the file"));
-  }
+  PHX_RETURN_IF_ERROR(CheckCount(in, num_entries, "metadata entries", kMinEntryBytes));
   for (uint64_t i = 0; i < num_entries; ++i) {
     absl::StatusOr<std::string_view> key = in.ReadString();
     if (!key.ok()) return Annotate(key.status(), absl::StrCat("key of metadata entry ", i));
@@ -382,6 +421,7 @@ absl::Status GgufFile::Parse(TensorTypes types) {
       return absl::InvalidArgumentError(absl::StrCat("key of metadata entry ", i, " has ", key->size(),
                                                      " bytes, must be 1 to ", kMaxKeyBytes));
     }
+    PHX_RETURN_IF_ERROR(in.TakeMemory(kEntryMemory + key->size()));
     absl::StatusOr<GgufValue> value = ReadValue(in);
     if (!value.ok()) return Annotate(value.status(), absl::StrCat("key ", Quote(*key)));
     if (!metadata_.emplace(*key, *std::move(value)).second) {
@@ -398,10 +438,8 @@ absl::Status GgufFile::Parse(TensorTypes types) {
     }
   }
 
-  if (num_tensors > in.left() / kMinTensorInfoBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(num_tensors, " tensors cannot fit the ", in.left(), " bytes left in the file"));
-  }
+  PHX_RETURN_IF_ERROR(CheckCount(in, num_tensors, "tensors", kMinTensorInfoBytes));
+  PHX_RETURN_IF_ERROR(in.TakeMemory(num_tensors * kTensorMemory));
   std::vector<TensorInfo> infos;
   infos.reserve(num_tensors);
   for (uint64_t i = 0; i < num_tensors; ++i) {
@@ -440,6 +478,12 @@ std::string GgufFile::identity() const {
   std::string identity = map_->identity();
   for (const auto& part : parts_) absl::StrAppend(&identity, " ", part->identity());
   return identity;
+}
+
+std::vector<std::string> GgufFile::files() const {
+  std::vector<std::string> paths = {path()};
+  for (const auto& part : parts_) paths.push_back(part->path());
+  return paths;
 }
 
 }  // namespace phalanx

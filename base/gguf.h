@@ -68,6 +68,8 @@ class GgufFile {
   uint64_t ContentHash() const;
   // MappedFile::identity() of every part.
   std::string identity() const;
+  // Paths of every part.
+  std::vector<std::string> files() const;
 
  private:
   GgufFile() = default;

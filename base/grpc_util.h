@@ -21,10 +21,15 @@ inline grpc::Status ToGrpc(const absl::Status& status) {
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
 }
 
-// Pings that notice a peer that is stopped or cut off: a connection without an answer is closed after time +
-// timeout.
-inline constexpr int kPingIntervalMs = 2000;
-inline constexpr int kPingTimeoutMs = 1000;
+// Pings that notice a peer that is stopped or cut off: a connection without an answer is closed after both
+// times. A client gets more patience than a process of the cluster: the ping waits behind all that its
+// streams were sent, for which its machine may be slow.
+struct Pings {
+  int interval_ms;
+  int timeout_ms;
+};
+inline constexpr Pings kInternalPings{2000, 1000};
+inline constexpr Pings kClientPings{10000, 20000};
 // The fastest pings a server takes; gRPC's default (5 minutes) makes it close connections that ping as above.
 inline constexpr int kMinReceivedPingIntervalMs = 500;
 // A prompt of a million tokens fits many times.
@@ -33,8 +38,8 @@ inline constexpr int kMaxInternalMessageBytes = 64 << 20;
 // For channels between coordinators and workers.
 inline grpc::ChannelArguments InternalChannelArguments() {
   grpc::ChannelArguments args;
-  args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kPingIntervalMs);
-  args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kPingTimeoutMs);
+  args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kInternalPings.interval_ms);
+  args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kInternalPings.timeout_ms);
   args.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   args.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
@@ -47,11 +52,12 @@ inline grpc::ChannelArguments InternalChannelArguments() {
 }
 
 // For servers that take such channels: allows the pings, and pings the other way while a call is open, so
-// that a server notices a stopped client as soon. It does not ping idle clients: gRPC's client libraries do
-// not look at an idle connection for seconds, would answer too late, and find it closed at their next call.
-inline void ConfigureInternalServer(grpc::ServerBuilder* builder) {
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kPingIntervalMs);
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kPingTimeoutMs);
+// that a server notices a stopped client too. gRPC knows one pace for all connections of a server: one that
+// also takes strangers has theirs. It does not ping idle clients: gRPC's client libraries do not look at an
+// idle connection for seconds, would answer too late, and find it closed at their next call.
+inline void ConfigureInternalServer(grpc::ServerBuilder* builder, const Pings& pings = kInternalPings) {
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, pings.interval_ms);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, pings.timeout_ms);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                               kMinReceivedPingIntervalMs);

@@ -19,16 +19,17 @@ using nlohmann::json;
 // Looks at all of a text, keeps nothing but what is wrong.
 class Checker : public nlohmann::json_sax<json> {
  public:
+  explicit Checker(int64_t max_memory) : memory_(max_memory) {}
   const std::string& problem() const { return problem_; }
 
-  bool null() override { return true; }
-  bool boolean(bool) override { return true; }
-  bool number_integer(number_integer_t) override { return true; }
-  bool number_unsigned(number_unsigned_t) override { return true; }
-  bool number_float(number_float_t, const string_t&) override { return true; }
-  bool string(string_t&) override { return true; }
+  bool null() override { return Fits(memory_.Scalar()); }
+  bool boolean(bool) override { return Fits(memory_.Scalar()); }
+  bool number_integer(number_integer_t) override { return Fits(memory_.Scalar()); }
+  bool number_unsigned(number_unsigned_t) override { return Fits(memory_.Scalar()); }
+  bool number_float(number_float_t, const string_t&) override { return Fits(memory_.Scalar()); }
+  bool string(string_t& value) override { return Fits(memory_.String(value.size())); }
   bool binary(binary_t&) override { return true; }
-  bool key(string_t&) override { return true; }
+  bool key(string_t& name) override { return Fits(memory_.Key(name.size())); }
   bool start_object(std::size_t) override { return Enter(); }
   bool start_array(std::size_t) override { return Enter(); }
   bool end_object() override { return Leave(); }
@@ -41,7 +42,7 @@ class Checker : public nlohmann::json_sax<json> {
 
  private:
   bool Enter() {
-    if (++depth_ <= kMaxJsonDepth) return true;
+    if (++depth_ <= kMaxJsonDepth) return Fits(memory_.Container());
     problem_ = absl::StrCat("objects and arrays nested deeper than ", kMaxJsonDepth);
     return false;
   }
@@ -50,14 +51,24 @@ class Checker : public nlohmann::json_sax<json> {
     return true;
   }
 
+  bool Fits(bool fits) {
+    if (!fits) problem_ = memory_.Problem();
+    return fits;
+  }
+
+  JsonMemory memory_;
   int depth_ = 0;
   std::string problem_;
 };
 
 }  // namespace
 
-absl::StatusOr<json> ParseJson(std::string_view text, const std::string& name) {
-  Checker checker;
+std::string JsonMemory::Problem() const {
+  return absl::StrCat("its values would take more than ", limit_, " bytes of memory");
+}
+
+absl::StatusOr<json> ParseJson(std::string_view text, const std::string& name, int64_t max_memory) {
+  Checker checker(max_memory > 0 ? max_memory : JsonMemory::LimitFor(text.size()));
   if (!json::sax_parse(text.begin(), text.end(), &checker)) {
     return absl::InvalidArgumentError(absl::StrCat(name, ": ", checker.problem()));
   }

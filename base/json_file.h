@@ -14,8 +14,35 @@ namespace phalanx {
 // Objects and arrays in each other at most.
 inline constexpr int kMaxJsonDepth = 64;
 
-// InvalidArgument naming `name` and the place for what is no JSON or nested deeper than kMaxJsonDepth.
-absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, const std::string& name);
+// Adds up what values take in memory once they are parsed. "[[],[],..." takes forty times its text: such a
+// text is refused before.
+class JsonMemory {
+ public:
+  explicit JsonMemory(int64_t limit) : limit_(limit), left_(limit) {}
+  // What the document of a text may take where nothing else is said. Published files are far below.
+  static int64_t LimitFor(size_t text_bytes) {
+    return (int64_t{16} << 20) + 4 * static_cast<int64_t>(text_bytes);
+  }
+
+  // Each is false once the limit is passed.
+  bool Scalar() { return Take(32); }  // with its share of an array that grows
+  bool String(size_t bytes) { return Take(64 + bytes); }
+  bool Container() { return Take(96); }
+  bool Key(size_t bytes) { return Take(80 + bytes); }  // its place in an object
+  bool Take(size_t bytes) { return (left_ -= static_cast<int64_t>(bytes)) >= 0; }
+
+  // "takes more than ... bytes of memory".
+  std::string Problem() const;
+
+ private:
+  const int64_t limit_;
+  int64_t left_;
+};
+
+// InvalidArgument naming `name` and the place for what is no JSON, nested deeper than kMaxJsonDepth or would
+// take more than max_memory (0: JsonMemory::LimitFor).
+absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, const std::string& name,
+                                         int64_t max_memory = 0);
 
 // The whole of a regular file. NotFound; InvalidArgument where it is larger than max_bytes, or no regular
 // file.

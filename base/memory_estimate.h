@@ -69,7 +69,7 @@ inline constexpr int64_t kReservedBytes = int64_t{2} << 30;
 struct MemoryOptions {
   int num_shards = kDefaultShards;
   int kv_element_bytes = 2;
-  int kv_scale_bytes = 0;    // for each 32 channels of a head's key or value (int8: 2)
+  int kv_scale_bytes = 0;    // for each 32 channels of a head's key or value (int8, fp8: 2)
   int64_t device_bytes = 0;  // 0: unknown; then no tokens fit
   int64_t tokens = 32768;    // of a sequence
 };

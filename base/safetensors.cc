@@ -20,6 +20,7 @@ namespace {
 using nlohmann::json;
 
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;      // the format's limit
+constexpr int64_t kHeaderMemory = int64_t{16} << 20;   // for what the header becomes, besides the file's size
 constexpr int64_t kMaxIndexBytes = int64_t{64} << 20;  // R1's is 9 MB
 
 struct DtypeBits {
@@ -149,7 +150,10 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
   file->header_bytes_ = static_cast<int64_t>(sizeof(header_bytes) + header_bytes);
   const std::string_view text(reinterpret_cast<const char*>(file->map_->data()) + sizeof(header_bytes),
                               header_bytes);
-  PHX_ASSIGN_OR_RETURN(const json header, ParseJson(text, path));
+  // In proportion to the whole file, since a header is little of it, and to itself, since a file may have
+  // holes.
+  const auto max_memory = kHeaderMemory + static_cast<int64_t>(std::min(size, 8 * header_bytes));
+  PHX_ASSIGN_OR_RETURN(const json header, ParseJson(text, path, max_memory));
   if (!header.is_object()) return absl::InvalidArgumentError(absl::StrCat(path, ": its header is no object"));
   NameChecker names;
   json::sax_parse(text.begin(), text.end(), &names);

@@ -11,6 +11,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "base/byte_alphabet.h"
+#include "base/json_file.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
 
@@ -28,7 +29,9 @@ constexpr uint64_t kMaxIds = 1u << 22;
 // straight to their vectors.
 class Reader : public nlohmann::json_sax<json> {
  public:
-  Reader(TokenizerJson* out, bool take_model) : out_(out), take_model_(take_model) {}
+  // A vocabulary takes more for its text than other documents do: twice what those may.
+  Reader(TokenizerJson* out, bool take_model, size_t text_bytes)
+      : out_(out), take_model_(take_model), memory_(2 * JsonMemory::LimitFor(text_bytes)) {}
 
   json Take() { return std::move(root_); }
   const std::string& error() const { return error_; }
@@ -45,11 +48,17 @@ class Reader : public nlohmann::json_sax<json> {
     if (value >= kMaxIds) {
       return Fail(absl::StrCat("model.vocab: ", Quote(key_), " has id ", value, ", must be below ", kMaxIds));
     }
+    if (!Fits(memory_.Take(WithGrowth(sizeof(out_->vocab[0])) + key_.size()))) return false;
     out_->vocab.emplace_back(std::move(key_), static_cast<int32_t>(value));
     return true;
   }
 
   bool string(string_t& value) override {
+    if (!Fits(InMerges()
+                  ? memory_.Take(WithGrowth(sizeof(pair_)) / (where_ == Where::kPair ? 2 : 1) + value.size())
+                  : memory_.String(value.size()))) {
+      return false;
+    }
     if (where_ == Where::kMerges) {
       const size_t space = value.find(' ');
       if (space == 0 || space == std::string::npos || space + 1 == value.size() ||
@@ -78,6 +87,7 @@ class Reader : public nlohmann::json_sax<json> {
   }
   bool key(string_t& value) override {
     key_ = std::move(value);
+    if (where_ == Where::kDocument && !Fits(memory_.Key(key_.size()))) return false;
     if (where_ == Where::kDocument && stack_.back()->contains(key_)) {
       return Fail(absl::StrCat("key ", Quote(key_), " appears twice"));
     }
@@ -138,6 +148,10 @@ class Reader : public nlohmann::json_sax<json> {
   bool FailMerge(const std::string& what) {
     return Fail(absl::StrCat("model.merges: number ", out_->merges.size(), ": ", what));
   }
+  // An element's share of a vector that moves as it grows.
+  static size_t WithGrowth(size_t bytes) { return bytes * 3 / 2; }
+  bool Fits(bool fits) { return fits || Fail(memory_.Problem()); }
+  bool InMerges() const { return where_ == Where::kMerges || where_ == Where::kPair; }
   bool InModel() const {
     return take_model_ && stack_.size() == 2 && stack_.back()->is_object() && stack_.back() == model_;
   }
@@ -162,9 +176,10 @@ class Reader : public nlohmann::json_sax<json> {
     }
     return &(parent[key_] = std::move(value));
   }
-  bool Value(json value) { return Place(std::move(value)) != nullptr; }
+  bool Value(json value) { return Fits(memory_.Scalar()) && Place(std::move(value)) != nullptr; }
   bool Open(json value) {
     if (stack_.size() == kMaxDepth) return Fail(absl::StrCat("nested more than ", kMaxDepth, " deep"));
+    if (!Fits(memory_.Container())) return false;
     const bool is_model = stack_.size() == 1 && key_ == "model" && stack_[0]->is_object();
     json* const placed = Place(std::move(value));
     if (placed == nullptr) return false;
@@ -176,6 +191,7 @@ class Reader : public nlohmann::json_sax<json> {
 
   TokenizerJson* out_;
   const bool take_model_;
+  JsonMemory memory_;
   json root_;
   std::vector<json*> stack_;
   json* model_ = nullptr;
@@ -200,7 +216,7 @@ absl::StatusOr<json> ReadDocument(const std::string& path, TokenizerJson* out, b
   if (!stream.read(text.data(), static_cast<std::streamsize>(size))) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": cannot be read"));
   }
-  Reader reader(out, take_model);
+  Reader reader(out, take_model, text.size());
   if (!json::sax_parse(text, &reader)) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": ", reader.error()));
   }
@@ -323,6 +339,12 @@ absl::Status ReadTokens(TokenizerJson* file) {
       file->added.push_back(std::move(token));
     }
     file->rest.erase(added);
+  }
+  // Tables have a place for every id up to the last: what they take is to follow from what the file has.
+  std::error_code error;
+  const uintmax_t bytes = std::filesystem::file_size(file->path, error);
+  if (error || static_cast<uintmax_t>(last) >= bytes) {
+    return fail("the last id is ", last, ", which a file of ", bytes, " bytes has no tokens for");
   }
   file->vocab_size = last + 1;
   return absl::OkStatus();

@@ -78,7 +78,9 @@ absl::Status ReadLine(const Json& line, v1::GenerateRequest* out, std::string* w
   if (const auto tokens = line.find("tokens");
       tokens != line.end() && tokens->is_array() && !tokens->empty()) {
     for (const Json& id : *tokens) {
-      if (!id.is_number_integer()) return bad("tokens holds what is no token id");
+      if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX) {
+        return bad("tokens holds what is no token id");
+      }
       out->mutable_tokens()->add_ids(id.get<int32_t>());
     }
     return absl::OkStatus();
@@ -194,6 +196,12 @@ bench::Setting Describe(const ClientConfig& c, const v1::Model& model) {
   return setting;
 }
 
+// Before the load, not after it. Leaves an empty file where there was none.
+absl::Status CheckWritable(const char* flag, const std::string& path) {
+  if (path.empty() || std::ofstream(path, std::ios::binary | std::ios::app)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(flag, " ", path, " cannot be written"));
+}
+
 absl::Status WriteFile(const char* flag, const std::string& path, const std::string& text) {
   std::ofstream file(path, std::ios::binary | std::ios::trunc);
   file << text;
@@ -210,12 +218,15 @@ absl::Status RunBench(const ClientConfig& config, const std::shared_ptr<grpc::Ch
   if (!config.bench.dataset.empty()) {
     PHX_ASSIGN_OR_RETURN(dataset, ReadDataset(config.bench.dataset));
   }
-  const int longest = (dataset.empty() ? config.bench.input_len.most : 0) + config.bench.output_len.most;
+  const int64_t longest =
+      (dataset.empty() ? int64_t{config.bench.input_len.most} : 0) + config.bench.output_len.most;
   if (longest > model.context_length()) {
     return absl::InvalidArgumentError(absl::StrCat("--input-len and --output-len make up to ", longest,
                                                    " tokens; the context of model '", model.name(), "' has ",
                                                    model.context_length()));
   }
+  PHX_RETURN_IF_ERROR(CheckWritable("--json", config.bench.json_file));
+  PHX_RETURN_IF_ERROR(CheckWritable("--html", config.bench.html_file));
   const int channels_wanted = static_cast<int>(std::clamp<int64_t>(
       (config.bench.rate > 0 ? 1024 : config.bench.concurrency + kStreamsPerChannel - 1) / kStreamsPerChannel,
       1, kMaxChannels));

@@ -8,6 +8,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/flag_error.h"
 #include "base/kv_type.h"
 #include "base/version.h"
 #include "client/http_url.h"
@@ -41,6 +42,10 @@ absl::Status Validate(const BenchConfig& b) {
   if (b.requests < 0) return bad("--requests ", b.requests, " is not >= 1");
   if (b.warmup < 0) return bad("--warmup ", b.warmup, " is not >= 0");
   if (b.shared_prefix < 0) return bad("--shared-prefix ", b.shared_prefix, " is not >= 0");
+  if (b.dataset.empty() && b.shared_prefix > b.input_len.most) {
+    return bad("--shared-prefix ", b.shared_prefix, " is more than the ", b.input_len.most,
+               " tokens of --input-len");
+  }
   return absl::OkStatus();
 }
 
@@ -79,7 +84,7 @@ absl::Status Validate(const ClientConfig& c) {
     return bad("--compute '", c.compute, "' is not fast or fp32");
   if (c.rope != "long" && c.rope != "auto") return bad("--rope '", c.rope, "' is not long or auto");
   if (!KvTypeFromName(c.kv_cache_dtype).has_value()) {
-    return bad("--kv-cache-dtype '", c.kv_cache_dtype, "' is not auto, bf16, fp32 or int8");
+    return bad("--kv-cache-dtype '", c.kv_cache_dtype, "' is not ", kKvTypeChoices);
   }
   if (c.tensor_parallel < 1) return bad("--tp ", c.tensor_parallel, " is not >= 1");
   if (c.degree < 0) return bad("--tp ", c.degree, " is not >= 1 (or 0 for 1 to 8)");
@@ -132,8 +137,9 @@ absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::option
   // One line an error.
   app.failure_message([](const CLI::App* failed, const CLI::Error& e) {
     const std::vector<std::string> unknown = failed->remaining();
-    const std::string what =
-        unknown.empty() ? e.what() : absl::StrCat("unknown command or option '", unknown.front(), "'");
+    const std::string what = unknown.empty()
+                                 ? ExplainFlagError(*failed, e)
+                                 : absl::StrCat("unknown command or option '", unknown.front(), "'");
     return absl::StrCat("phalanx: ", what, " (see phalanx --help)\n");
   });
   app.add_option("--server", c.server, "coordinator, HOST:PORT")
@@ -197,7 +203,7 @@ absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::option
           "context)")
       ->capture_default_str();
   load->add_option("--kv-cache-dtype", c.kv_cache_dtype,
-                   "KV cache: bf16, fp32, int8, or auto (what the workers' flag says)")
+                   "KV cache: bf16, fp32, int8, fp8, or auto (what the workers' flag says)")
       ->capture_default_str();
   load->add_option("--tokenizer", c.tokenizer,
                    "folder with tokenizer.json, in place of what the model's own files say of text");
@@ -236,19 +242,26 @@ absl::StatusOr<ClientConfig> ParseClientFlags(int argc, char** argv, std::option
         absl::StrCat(help, " [", to->least, "]"));
   };
   bench->add_option("--model", c.model, "name; may be left out when one model is loaded");
+  // What is 0 in the configuration was not given.
+  const auto not_zero = [](const std::string& value) {
+    double number;
+    return absl::SimpleAtod(value, &number) && number == 0 ? absl::StrCat(value, " is not > 0") : "";
+  };
   auto* concurrency =
       bench->add_option("--concurrency", c.bench.concurrency, "closed loop: so many requests at a time")
           ->capture_default_str();
   bench
       ->add_option("--rate", c.bench.rate,
                    "open loop: so many requests begin a second, at random, whatever the answers do")
+      ->check(not_zero)
       ->excludes(concurrency);
   bench
       ->add_option("--burstiness", c.bench.burstiness,
                    "of --rate: 1 is Poisson, less is burstier, more is steadier")
       ->capture_default_str();
-  bench->add_option("--duration", c.bench.duration, "seconds in which requests begin");
-  bench->add_option("--requests", c.bench.requests, "that begin at most; 100 without --duration");
+  bench->add_option("--duration", c.bench.duration, "seconds in which requests begin")->check(not_zero);
+  bench->add_option("--requests", c.bench.requests, "that begin at most; 100 without --duration")
+      ->check(not_zero);
   bench->add_option("--warmup", c.bench.warmup, "requests before, which do not count")->capture_default_str();
   range("--input-len", &c.bench.input_len, "tokens of random prompts: N, or LEAST:MOST to draw from");
   range("--output-len", &c.bench.output_len, "max_tokens: N, or LEAST:MOST to draw from");

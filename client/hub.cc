@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/json_file.h"
+#include "base/pull_manifest.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
 

@@ -9,12 +9,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "client/hub_hash.h"
+#include "base/file_hash.h"
 
 namespace phalanx {
 
-// Names of pull's own files in a model's directory: no file of a hub may have them.
-inline constexpr std::string_view kManifestName = ".phalanx-pull.json";
+// The end of the names of files that are not whole yet: no file of a hub may have it.
 inline constexpr std::string_view kPartialSuffix = ".incomplete";
 
 struct HubFile {

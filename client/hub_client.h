@@ -7,8 +7,8 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "base/file_hash.h"
 #include "client/http_client.h"
-#include "client/hub_hash.h"
 
 namespace phalanx {
 

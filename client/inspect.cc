@@ -23,7 +23,7 @@ struct KvElements {
   int bytes;        // of an element
   int scale_bytes;  // of the scale of each 32 channels of a head
 };
-constexpr KvElements kKvElements[] = {{"bf16", 2, 0}, {"f32", 4, 0}, {"fp8", 1, 0}, {"int8", 1, 2}};
+constexpr KvElements kKvElements[] = {{"bf16", 2, 0}, {"f32", 4, 0}, {"fp8", 1, 2}, {"int8", 1, 2}};
 
 struct WeightType {
   std::string_view name;
@@ -206,8 +206,8 @@ absl::Status AddMemory(const ModelFacts& facts, const ClientConfig& config, orde
     options.kv_scale_bytes = type.scale_bytes;
   }
   if (c.mla && options.kv_scale_bytes > 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(facts.path, ": --kv-dtype int8 is not for latent attention (MLA); bf16 or f32 are"));
+    return absl::InvalidArgumentError(absl::StrCat(facts.path, ": --kv-dtype ", config.kv_dtype,
+                                                   " is not for latent attention (MLA); bf16 or f32 are"));
   }
   report["memory"] = nullptr;
   if (const std::string missing = MissingForMemory(c); !missing.empty()) {

@@ -15,12 +15,12 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "base/pull_manifest.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
 #include "client/http_client.h"
 #include "client/hub.h"
 #include "client/hub_client.h"
-#include "client/hub_manifest.h"
 #include "client/pull_directory.h"
 #include "client/pull_progress.h"
 

@@ -9,7 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "client/hub_hash.h"
+#include "base/file_hash.h"
 
 namespace phalanx {
 

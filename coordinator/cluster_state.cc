@@ -261,13 +261,53 @@ void ClusterState::FormGroups(int64_t now, Actions* actions) {
   }
 }
 
+bool ClusterState::IsReachable(const Worker& worker) {
+  const std::string& address = worker.info.group_address;
+  return !address.starts_with("127.") && !address.starts_with("localhost:") && !address.starts_with("[::1]:");
+}
+
+std::vector<ClusterState::Worker*> ClusterState::Choose(int64_t now, size_t needed,
+                                                        std::map<std::string, Host>* hosts) const {
+  const auto settled = [&](const Host& host) {
+    const int32_t seen = host.newest->info.workers_on_host;
+    return (seen > 0 && host.live >= seen) || now - host.newest->joined_ms >= options_.settle_ms;
+  };
+  // The host that is left with the fewest idle workers keeps the others whole for wider groups.
+  Host* chosen = nullptr;
+  std::vector<Host*> spanned;
+  size_t reachable = 0;
+  bool wait = options_.collective == CollectiveChoice::kShm;
+  for (auto& [name, host] : *hosts) {
+    std::sort(host.idle.begin(), host.idle.end(),
+              [](const Worker* a, const Worker* b) { return a->info.id < b->info.id; });
+    wait = wait || host.coming >= static_cast<int32_t>(needed) || (!host.idle.empty() && !settled(host));
+    if (host.idle.size() >= needed && settled(host) &&
+        (chosen == nullptr || host.idle.size() < chosen->idle.size())) {
+      chosen = &host;
+    }
+  }
+  if (chosen != nullptr) return {chosen->idle.begin(), chosen->idle.begin() + static_cast<int64_t>(needed)};
+  if (wait) return {};
+  for (auto& [name, host] : *hosts) {
+    std::erase_if(host.idle, [](const Worker* w) { return !IsReachable(*w); });
+    reachable += host.idle.size();
+    spanned.push_back(&host);
+  }
+  if (reachable < needed) return {};
+  // As few hosts as it takes.
+  std::stable_sort(spanned.begin(), spanned.end(),
+                   [](const Host* a, const Host* b) { return a->idle.size() > b->idle.size(); });
+  std::vector<Worker*> ranks;
+  for (const Host* host : spanned) {
+    for (Worker* worker : host->idle) {
+      if (ranks.size() < needed) ranks.push_back(worker);
+    }
+  }
+  return ranks;
+}
+
 bool ClusterState::Form(int64_t now, Group* group, const ModelSpec& spec, uint64_t model_number,
                         Actions* actions) {
-  struct Host {
-    std::vector<Worker*> idle;
-    int32_t live = 0;
-    const Worker* newest = nullptr;
-  };
   std::map<std::string, Host> hosts;
   for (auto& [session, worker] : workers_) {
     if (worker.phase == WorkerPhase::kLost) continue;
@@ -275,21 +315,15 @@ bool ClusterState::Form(int64_t now, Group* group, const ModelSpec& spec, uint64
     ++host.live;
     if (host.newest == nullptr || worker.session > host.newest->session) host.newest = &worker;
     if (worker.phase == WorkerPhase::kIdle) host.idle.push_back(&worker);
+    host.coming += worker.phase == WorkerPhase::kIdle || worker.phase == WorkerPhase::kReleasing;
   }
-  // The host that is left with the fewest idle workers keeps the others whole for wider groups.
   const auto needed = static_cast<size_t>(spec.tensor_parallel);
-  const auto settled = [&](const Host& host) {
-    const int32_t seen = host.newest->info.workers_on_host;
-    return (seen > 0 && host.live >= seen) || now - host.newest->joined_ms >= options_.settle_ms;
-  };
-  Host* chosen = nullptr;
-  for (auto& [name, host] : hosts) {
-    if (host.idle.size() < needed || !settled(host)) continue;
-    if (chosen == nullptr || host.idle.size() < chosen->idle.size()) chosen = &host;
-  }
-  if (chosen == nullptr) return false;
-  std::sort(chosen->idle.begin(), chosen->idle.end(),
-            [](const Worker* a, const Worker* b) { return a->info.id < b->info.id; });
+  const std::vector<Worker*> ranks = Choose(now, needed, &hosts);
+  if (ranks.empty()) return false;
+  const bool spans = std::any_of(ranks.begin(), ranks.end(), [&](const Worker* worker) {
+    return worker->info.host != ranks[0]->info.host;
+  });
+  const bool tcp = needed > 1 && (spans || options_.collective == CollectiveChoice::kTcp);
 
   group->epoch = next_epoch_++;
   group->phase = GroupPhase::kLoading;
@@ -298,7 +332,7 @@ bool ClusterState::Form(int64_t now, Group* group, const ModelSpec& spec, uint64
   const std::string collective_id =
       absl::StrFormat("phx-%s-%d-%d-%x", options_.nonce, model_number, group->index, group->epoch);
   for (size_t rank = 0; rank < needed; ++rank) {
-    Worker* worker = chosen->idle[rank];
+    Worker* worker = ranks[rank];
     SetPhase(now, worker, WorkerPhase::kLoading, "");
     worker->group = group->id;
     worker->epoch = group->epoch;
@@ -311,9 +345,10 @@ bool ClusterState::Form(int64_t now, Group* group, const ModelSpec& spec, uint64
         .rank = static_cast<int32_t>(rank),
         .num_ranks = spec.tensor_parallel,
         .model = spec,
+        .collective = tcp ? "tcp" : "shm",
         .collective_id = collective_id,
-        .leader_address = chosen->idle[0]->info.group_address,
-        .workers_on_host = chosen->live,
+        .leader_address = ranks[0]->info.group_address,
+        .workers_on_host = hosts.at(worker->info.host).live,
     });
   }
   return true;
@@ -326,6 +361,10 @@ void ClusterState::Tick(int64_t now, Actions* actions) {
   CheckWorkers(now, actions);
   CheckGroups(now, actions);
   FormGroups(now, actions);
+}
+
+void ClusterState::StoodStill(int64_t now, int64_t ms) {
+  for (auto& [session, worker] : workers_) worker.heard_ms = std::min(now, worker.heard_ms + ms);
 }
 
 void ClusterState::CheckWorkers(int64_t now, Actions* actions) {

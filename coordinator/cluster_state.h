@@ -20,6 +20,9 @@
 namespace phalanx::coordinator {
 
 enum class Compute { kFast, kFp32 };
+// What the ranks of a group exchange over. auto: shm; tcp where a group spans hosts, because no host has
+// enough workers for it. shm: groups never span hosts. tcp: always, also on one host.
+enum class CollectiveChoice { kAuto, kShm, kTcp };
 enum class Rope { kLong, kAuto };  // see coordinator/rope_mode.h
 
 struct ModelSpec {
@@ -80,6 +83,7 @@ struct AssignAction {
   int32_t rank;
   int32_t num_ranks;
   ModelSpec model;
+  std::string collective;  // "shm" or "tcp"
   std::string collective_id;
   std::string leader_address;
   int32_t workers_on_host;
@@ -126,10 +130,14 @@ class ClusterState {
     int64_t backoff_limit_ms = 30'000;
     // A ready group with requests whose leader has made no step for this long is failed.
     int64_t stall_timeout_ms = 120'000;
+    CollectiveChoice collective = CollectiveChoice::kAuto;
     uint64_t first_epoch = 1;
     std::string nonce = "0";  // makes collective ids unique among coordinators
   };
   explicit ClusterState(Options options) : options_(std::move(options)), next_epoch_(options_.first_epoch) {}
+
+  // This process stood still for so long, or was too busy to look: silence in that time is nobody's fault.
+  void StoodStill(int64_t now, int64_t ms);
 
   // --- events; each appends to `actions`
   // ----------------------------------------------------------------------- AlreadyExists when another live
@@ -218,6 +226,17 @@ class ClusterState {
   void EndEpoch(int64_t now, Group* group, const std::string& reason, Actions* actions);
   void MaybeReady(int64_t now, Group* group, Actions* actions);
   void FormGroups(int64_t now, Actions* actions);
+  struct Host {
+    std::vector<Worker*> idle;
+    int32_t live = 0;
+    int32_t coming = 0;  // idle, or about to be
+    const Worker* newest = nullptr;
+  };
+  // From other hosts: not one that listens on a loopback address.
+  static bool IsReachable(const Worker& worker);
+  // `needed` idle workers on one host, or on several where the options allow it and no host has or will soon
+  // have as many; rank by rank, or none.
+  std::vector<Worker*> Choose(int64_t now, size_t needed, std::map<std::string, Host>* hosts) const;
   bool Form(int64_t now, Group* group, const ModelSpec& spec, uint64_t model_number, Actions* actions);
   void CheckWorkers(int64_t now, Actions* actions);
   void CheckGroups(int64_t now, Actions* actions);

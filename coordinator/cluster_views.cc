@@ -60,10 +60,12 @@ std::string ClusterState::Describe(const Group& group) const {
   }
   std::map<std::string, int32_t> idle;
   int32_t all = 0;
+  int32_t reachable = 0;
   int32_t most = 0;
   for (const auto& [session, worker] : workers_) {
     if (worker.phase != WorkerPhase::kIdle) continue;
     ++all;
+    reachable += IsReachable(worker);
     most = std::max(most, ++idle[worker.info.host]);
   }
   std::string missing;
@@ -71,11 +73,16 @@ std::string ClusterState::Describe(const Group& group) const {
     missing = "is about to be formed";
   } else if (all >= ranks) {
     missing = absl::StrCat("waits for ", ranks - most, " of ", ranks, " workers on one host (idle: ",
-                           absl::StrJoin(idle, ", ",
-                                         [](std::string* out, const auto& entry) {
-                                           absl::StrAppend(out, entry.second, " on ", entry.first);
-                                         }),
-                           ")");
+                           absl::StrJoin(idle, ", ", [](std::string* out, const auto& entry) {
+                             absl::StrAppend(out, entry.second, " on ", entry.first);
+                           }));
+    if (options_.collective != CollectiveChoice::kShm && reachable < ranks) {
+      absl::StrAppend(&missing, "; ", all - reachable,
+                      all - reachable == 1 ? " of them listens on a loopback address"
+                                           : " of them listen on loopback addresses",
+                      ", which other hosts do not reach");
+    }
+    missing += ")";
   } else {
     missing = absl::StrCat("waits for ", ranks - most, " of ", ranks, ranks == 1 ? " worker" : " workers");
   }

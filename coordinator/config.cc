@@ -6,6 +6,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/flag_error.h"
 #include "base/status_macros.h"
 #include "base/version.h"
 
@@ -51,6 +52,16 @@ absl::Status Config::Validate() {
   } else {
     return absl::InvalidArgumentError(absl::StrCat("--compute is '", compute, "'; it must be fast or fp32"));
   }
+  if (collective == "auto") {
+    collective_choice = CollectiveChoice::kAuto;
+  } else if (collective == "shm") {
+    collective_choice = CollectiveChoice::kShm;
+  } else if (collective == "tcp") {
+    collective_choice = CollectiveChoice::kTcp;
+  } else {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--collective is '", collective, "'; it must be auto, shm or tcp"));
+  }
   if (rope == "long") {
     model.rope = Rope::kLong;
   } else if (rope == "auto") {
@@ -62,7 +73,7 @@ absl::Status Config::Validate() {
     model.kv_type = *type;
   } else {
     return absl::InvalidArgumentError(
-        absl::StrCat("--kv-cache-dtype is '", kv_cache_dtype, "'; it must be auto, bf16, fp32 or int8"));
+        absl::StrCat("--kv-cache-dtype is '", kv_cache_dtype, "'; it must be ", kKvTypeChoices));
   }
   PHX_RETURN_IF_ERROR(AtLeast("--tp", model.tensor_parallel, 1));
   PHX_RETURN_IF_ERROR(AtLeast("--groups", model.groups, 1));
@@ -73,6 +84,7 @@ absl::Status Config::Validate() {
   PHX_RETURN_IF_ERROR(AtLeast("--max-unsent", static_cast<double>(max_unsent), 1));
   PHX_RETURN_IF_ERROR(Seconds("--heartbeat-interval", heartbeat_interval_s, 0.01));
   PHX_RETURN_IF_ERROR(Seconds("--load-timeout", load_timeout_s, 1));
+  PHX_RETURN_IF_ERROR(Seconds("--stall-timeout", stall_timeout_s, 1));
   PHX_RETURN_IF_ERROR(Seconds("--drain-grace", drain_grace_s, 0));
   PHX_RETURN_IF_ERROR(Seconds("--heartbeat-timeout", heartbeat_timeout_s, 0));
   if (heartbeat_timeout_s < 2 * heartbeat_interval_s) {
@@ -123,9 +135,14 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, Config* config) {
       "its RoPE table where it has two (LongRoPE): long, or auto (short where prompt and max_tokens "
       "fit its original context)");
   app.add_option("--kv-cache-dtype", config->kv_cache_dtype,
-                 "its KV cache: bf16, fp32, int8, or auto (what the workers' --kv-cache-dtype says)");
+                 "its KV cache: bf16, fp32, int8, fp8, or auto (what the workers' --kv-cache-dtype says)");
   app.add_option("--tokenizer", config->model.tokenizer,
                  "folder with tokenizer.json, in place of what its own files say of text");
+  app.add_option(
+      "--collective", config->collective,
+      "what a group's ranks exchange over: auto (shared memory; tcp for groups that span hosts, "
+      "because no host has enough workers), shm (groups stay on one host) or tcp (always); between GPUs it "
+      "carries what is not on them");
   app.add_option("--max-tokens-default", config->max_tokens_default,
                  "cap on tokens where a request names none");
   app.add_option("--max-in-flight", config->max_in_flight, "requests at once; more are refused");
@@ -134,6 +151,8 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, Config* config) {
                  "seconds between a worker's heartbeats");
   app.add_option("--heartbeat-timeout", config->heartbeat_timeout_s, "seconds of silence that lose a worker");
   app.add_option("--load-timeout", config->load_timeout_s, "seconds that a group may take to load");
+  app.add_option("--stall-timeout", config->stall_timeout_s,
+                 "seconds that a group with requests may take to end a step before it is formed anew");
   app.add_option("--drain-grace", config->drain_grace_s, "seconds for running requests after SIGTERM");
   app.set_version_flag("--version", std::string("phalanx-coordinator ") + kVersion);
 
@@ -148,7 +167,8 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, Config* config) {
       app.exit(error, out, err);
       result.output = out.str();
     } else {
-      result.output = absl::StrCat("phalanx-coordinator: ", error.what(), " (--help lists the flags)\n");
+      result.output =
+          absl::StrCat("phalanx-coordinator: ", ExplainFlagError(app, error), " (--help lists the flags)\n");
     }
     return result;
   }

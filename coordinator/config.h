@@ -19,17 +19,21 @@ struct Config {
   std::string compute = "fast";
   std::string rope = "long";
   std::string kv_cache_dtype = "auto";
+  std::string collective = "auto";
+  CollectiveChoice collective_choice = CollectiveChoice::kAuto;  // what Validate makes of it
   int32_t max_tokens_default = 4096;
   int64_t max_in_flight = 4096;
   // Messages a client may lag behind before its request is cancelled.
   int64_t max_unsent = 1024;
   double heartbeat_interval_s = 1;
-  double heartbeat_timeout_s = 10;
+  double heartbeat_timeout_s = 3.5;
   double load_timeout_s = 600;
+  // A group whose leader has requests and ends no step for so long is formed anew.
+  double stall_timeout_s = 600;
   double drain_grace_s = 30;
 
-  // InvalidArgument naming the flag, its value and what would be right. Fills in model.compute,
-  // model.rope and model.kv_type.
+  // InvalidArgument naming the flag, its value and what would be right. Fills in
+  // collective_choice, model.compute, model.rope and model.kv_type.
   absl::Status Validate();
   // Whether `listen` can be reached from this machine only.
   bool ListensOnLoopback() const;

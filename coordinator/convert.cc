@@ -164,6 +164,7 @@ SequenceOutput ToOutput(const internal::v1::SequenceOutput& in) {
 }
 
 static_assert(static_cast<int>(KvType::kInt8) == v1::KV_CACHE_DTYPE_INT8);
+static_assert(static_cast<int>(KvType::kFp8) == v1::KV_CACHE_DTYPE_FP8);
 static_assert(v1::KvCacheDtype_ARRAYSIZE == std::size(kKvTypeNames));
 
 ModelSpec ToSpec(const v1::ModelSpec& spec) {
@@ -208,11 +209,13 @@ WorkerInfo ToWorkerInfo(const internal::v1::Hello& hello) {
   return out;
 }
 
-internal::v1::Submit MakeSubmit(uint64_t request, const std::vector<int32_t>& prompt, const TokenLog& log,
+internal::v1::Submit MakeSubmit(uint64_t request, const std::string& request_id,
+                                const std::vector<int32_t>& prompt, const TokenLog& log,
                                 const ReasoningFamily* opened, const std::vector<CloseMark>& close_marks) {
   const Sampling& sampling = log.sampling();
   internal::v1::Submit out;
   out.set_request(request);
+  out.set_request_id(request_id);
   out.set_attempt(log.attempt());
   out.mutable_prompt_ids()->Add(prompt.begin(), prompt.end());
   out.mutable_generated_ids()->Add(log.ids().begin(), log.ids().end());

@@ -29,7 +29,8 @@ WorkerInfo ToWorkerInfo(const internal::v1::Hello& hello);
 
 // `opened`: the family whose reasoning the prompt left open, or null. `close_marks`: of the model's
 // tokenizer.
-internal::v1::Submit MakeSubmit(uint64_t request, const std::vector<int32_t>& prompt, const TokenLog& log,
+internal::v1::Submit MakeSubmit(uint64_t request, const std::string& request_id,
+                                const std::vector<int32_t>& prompt, const TokenLog& log,
                                 const ReasoningFamily* opened, const std::vector<CloseMark>& close_marks);
 v1::GenerateResponse MakeStarted(const std::string& request_id, const std::string& model,
                                  int64_t prompt_tokens, const TokenLog& log);

@@ -20,6 +20,7 @@ namespace phalanx::coordinator {
 namespace {
 
 constexpr std::chrono::milliseconds kTick{100};
+constexpr int64_t kLateMs = 500;  // of a tick: the loop was held up, and workers' heartbeats with it
 constexpr int64_t kSweepMs = 1000;
 constexpr std::chrono::seconds kHelloTimeout{10};
 // A call that has waited so long for a model to be opened is told that there is none.
@@ -36,10 +37,11 @@ ClusterState::Options ClusterOptions(const Config& config) {
   ClusterState::Options options;
   options.heartbeat_timeout_ms = static_cast<int64_t>(config.heartbeat_timeout_s * 1e3);
   options.load_timeout_ms = static_cast<int64_t>(config.load_timeout_s * 1e3);
+  options.stall_timeout_ms = static_cast<int64_t>(config.stall_timeout_s * 1e3);
+  options.collective = config.collective_choice;
   // The term: epochs of an earlier coordinator are smaller.
   const auto since_1970 = std::chrono::system_clock::now().time_since_epoch();
-  const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(since_1970).count();
-  options.first_epoch = static_cast<uint64_t>(seconds) << 20 | 1;
+  options.first_epoch = static_cast<uint64_t>(since_1970 / std::chrono::seconds(1)) << 20 | 1;
   absl::BitGen random;
   options.nonce = absl::StrFormat("%06x", absl::Uniform<uint32_t>(random, 0, 1u << 24));
   return options;
@@ -70,7 +72,6 @@ int64_t Coordinator::NowMs() const {
 }
 
 // --- models
-// ------------------------------------------------------------------------------------------------------
 
 void Coordinator::EndOpening() {
   MutexLock lock(opening_mu_);
@@ -127,7 +128,6 @@ absl::Status Coordinator::Unload(const std::string& name) {
 }
 
 // --- workers
-// -----------------------------------------------------------------------------------------------------
 
 absl::Status Coordinator::Join(WorkerStream* stream, const internal::v1::Hello& hello, Session* session) {
   if (draining()) return absl::UnavailableError("the coordinator is shutting down");
@@ -196,7 +196,6 @@ void Coordinator::Left(Session session, const std::string& reason) {
 }
 
 // --- leaders
-// -----------------------------------------------------------------------------------------------------
 
 absl::Status Coordinator::Serve(GroupStream* stream, const internal::v1::GroupHello& hello) {
   Actions actions;
@@ -260,7 +259,6 @@ void Coordinator::Output(const internal::v1::StepOutput& output) {
 }
 
 // --- requests
-// ----------------------------------------------------------------------------------------------------
 
 void Coordinator::Dispatch(GenerateCall* call) {
   call->dispatched_ = true;
@@ -338,8 +336,8 @@ absl::Status Coordinator::Route(GenerateCall* call) {
 void Coordinator::Submit(GenerateCall* call, uint32_t choice) {
   const GenerateCall::Choice& submitted = call->choices[choice];
   internal::v1::ServeResponse submit;
-  *submit.mutable_submit() = MakeSubmit(submitted.request, call->prompt, submitted.generation->log(),
-                                        call->opened, call->model->close_marks);
+  *submit.mutable_submit() = MakeSubmit(submitted.request, call->fields.request_id, call->prompt,
+                                        submitted.generation->log(), call->opened, call->model->close_marks);
   leaders_.at(call->group)->Send(std::move(submit));
 }
 
@@ -379,7 +377,6 @@ void Coordinator::CloseAll(const std::string& reason) {
 }
 
 // --- actions
-// -----------------------------------------------------------------------------------------------------
 
 void Coordinator::Execute(const Actions& actions) {
   for (const Action& action : actions) {
@@ -400,7 +397,7 @@ void Coordinator::Do(const AssignAction& action) {
   assign->set_rank(action.rank);
   assign->set_num_ranks(action.num_ranks);
   *assign->mutable_model() = FromSpec(action.model);
-  assign->set_collective("shm");
+  assign->set_collective(action.collective);
   assign->set_collective_id(action.collective_id);
   assign->set_leader_address(action.leader_address);
   assign->set_workers_on_host(action.workers_on_host);
@@ -476,6 +473,8 @@ void Coordinator::Observe(double seconds) {
 
 void Coordinator::Tick() {
   const int64_t now_ms = NowMs();
+  const int64_t late_ms = now_ms - std::exchange(last_tick_ms_, now_ms) - kTick.count();
+  if (late_ms > kLateMs) cluster_.StoodStill(now_ms, late_ms);
   Actions actions;
   cluster_.Tick(now_ms, &actions);
   Execute(actions);

@@ -152,6 +152,7 @@ class Coordinator {
   absl::BitGen random_;
   Session next_session_ = 1;
   uint64_t next_request_ = 1;
+  int64_t last_tick_ms_ = 0;
   int64_t last_sweep_ms_ = 0;
   struct Joined {
     WorkerStream* stream;

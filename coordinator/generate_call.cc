@@ -74,6 +74,12 @@ absl::Status GenerateCall::Admit(const grpc::ByteBuffer& bytes) {
   PHX_ASSIGN_OR_RETURN(fields, ToFields(request));
   PHX_RETURN_IF_ERROR(CheckRequest(fields, model->limits));
   const int32_t choices_asked = fields.sampling.n.value_or(1);
+  if (const int64_t most = coordinator_->config().max_in_flight; choices_asked > most) {
+    // Not ResourceExhausted: clients try again after that.
+    return absl::InvalidArgumentError(absl::StrCat("sampling.n is ", choices_asked,
+                                                   "; this coordinator takes ", most,
+                                                   " choices at once (--max-in-flight)"));
+  }
   return choices_asked > 1 ? enter(choices_asked - 1) : absl::OkStatus();
 }
 
@@ -111,15 +117,19 @@ void GenerateCall::Ended(const absl::Status& status) {
   const std::string id = absl::CEscape(fields.request_id);
   coordinator_->metrics().CallEnded(name, status.code());
   Generation::Usage sum;
+  int64_t longest = 0;
   double first = -1;
   for (const Choice& choice : choices) {
     const Generation::Usage usage = choice.generation->usage(now);
     sum.completion_tokens += usage.completion_tokens;
+    longest = std::max(longest, usage.completion_tokens);
     sum.queue_seconds = std::max(sum.queue_seconds, usage.queue_seconds);
     const double of_choice = choice.meter->first_token();
     if (of_choice >= 0 && (first < 0 || of_choice < first)) first = of_choice;
     absl::IsCancelled(status) ? choice.meter->Aborted() : choice.meter->Failed();
   }
+  if (status.ok())
+    coordinator_->metrics().OfModel(name)->longest_choice->Observe(static_cast<double>(longest));
   spdlog::level::level_enum level = spdlog::level::info;
   // Of these the coordinator says how many there are.
   if (absl::IsResourceExhausted(status)) level = spdlog::level::debug;

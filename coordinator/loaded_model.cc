@@ -7,7 +7,8 @@ namespace phalanx::coordinator {
 absl::StatusOr<std::vector<int32_t>> LoadedModel::Tokenize(const RequestFields& fields) const {
   switch (fields.prompt) {
     case PromptKind::kChat:
-      return EncodeChat(fields.chat, *chat_template, *tokenizer, control_names, fields.chat_options);
+      return EncodeChat(fields.chat, *chat_template, *tokenizer, control_names, fields.chat_options,
+                        limits.longest_token_bytes * limits.context_length);
     case PromptKind::kText:
       return EncodeText(fields.text, *tokenizer);
     default:

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <memory>
 
+#include "base/file_limit.h"
 #include "base/logging.h"
 #include "base/version.h"
 #include "coordinator/config.h"
@@ -19,6 +20,7 @@ int Fail(const absl::Status& status) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  phalanx::RaiseFileLimit();
   using phalanx::coordinator::Config;
   using phalanx::coordinator::Server;
   Config config;

@@ -141,6 +141,7 @@ CoordinatorMetrics::CoordinatorMetrics() {
                            "request_inference_time_seconds",
                            "request_prompt_tokens",
                            "request_generation_tokens",
+                           "request_max_num_generation_tokens",
                            "prefix_cache_queries_total",
                            "prefix_cache_hits_total",
                            "num_preemptions_total",
@@ -201,6 +202,8 @@ ModelMetrics* CoordinatorMetrics::OfModel(const std::string& name) {
   m.prompt_length = histogram("request_prompt_tokens", "Prompt tokens of a choice.", kLengthBounds);
   m.generation_length =
       histogram("request_generation_tokens", "Generated tokens of a choice.", kLengthBounds);
+  m.longest_choice = histogram("request_max_num_generation_tokens",
+                               "Generated tokens of a request's longest choice.", kLengthBounds);
   m.prefix_queries = counter("prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.");
   m.prefix_hits = counter("prefix_cache_hits_total", "Prompt tokens found in the prefix cache.");
   m.preemptions = counter("num_preemptions_total", "Times that a running choice was put back to wait.");

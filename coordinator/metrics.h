@@ -24,7 +24,7 @@ struct ModelMetrics {
   metrics::Counter *stopped, *cut, *aborted, *failed;  // choices, by how they ended
   metrics::Histogram *time_to_first_token, *inter_token, *time_per_output_token, *e2e;
   metrics::Histogram *queue_time, *prefill_time, *decode_time, *inference_time;
-  metrics::Histogram *prompt_length, *generation_length;
+  metrics::Histogram *prompt_length, *generation_length, *longest_choice;
   metrics::Counter *prefix_queries, *prefix_hits, *preemptions, *drafted, *accepted;
 };
 

@@ -16,6 +16,7 @@ namespace {
 
 // Of the bytes that ids stand for: a token may have hundreds.
 constexpr size_t kMaxDetokenizedBytes = 32 << 20;
+constexpr size_t kMaxPieces = 1 << 20;  // a piece takes forty times a byte of text
 
 absl::StatusOr<std::vector<int32_t>> EncodeWith(std::string_view text, const v1::TokenizeRequest& request,
                                                 const Tokenizer& tokenizer) {
@@ -62,6 +63,11 @@ absl::StatusOr<std::vector<int32_t>> IdsOf(const LoadedModel& model, const v1::T
 absl::Status TokenizePrompt(const LoadedModel& model, const v1::TokenizeRequest& request,
                             v1::TokenizeResponse* response) {
   PHX_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, IdsOf(model, request));
+  if (request.pieces() && ids.size() > kMaxPieces) {
+    return absl::InvalidArgumentError(absl::StrCat("the prompt has ", ids.size(),
+                                                   " tokens; pieces are told of at most ", kMaxPieces,
+                                                   ": send it in parts, or without pieces"));
+  }
   response->mutable_ids()->Add(ids.begin(), ids.end());
   if (request.pieces()) {
     const std::vector<std::string>& bytes = model.tokenizer->token_bytes().bytes;

@@ -30,6 +30,9 @@ absl::Status MakeAbsolute(const char* field, std::string* path) {
     return absl::InvalidArgumentError(
         absl::StrCat(field, " has ", path->size(), " bytes; at most ", kMaxPathBytes, " are allowed"));
   }
+  if (path->find('\0') != std::string::npos) {
+    return absl::InvalidArgumentError(absl::StrCat(field, " has a zero byte, which no path has"));
+  }
   std::error_code error;
   const std::filesystem::path absolute = std::filesystem::absolute(*path, error);
   if (!error) *path = absolute.lexically_normal().string();
@@ -92,10 +95,10 @@ absl::Status CompleteSpec(const ModelConfig& config, bool is_directory, ModelSpe
                                                    " positions (0: all)"));
   }
   if (spec->context_length == 0) spec->context_length = config.context_length;
-  if (spec->kv_type == KvType::kInt8 && config.mla) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("spec.kv_cache_dtype is int8, which is not for latent attention (MLA), which ",
-                     spec->path, " has; bf16 and fp32 are"));
+  if (IsQuantised(spec->kv_type) && config.mla) {
+    return absl::InvalidArgumentError(absl::StrCat("spec.kv_cache_dtype is ", KvTypeName(spec->kv_type),
+                                                   ", which is not for latent attention (MLA), which ",
+                                                   spec->path, " has; bf16 and fp32 are"));
   }
   return absl::OkStatus();
 }

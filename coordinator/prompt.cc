@@ -75,7 +75,8 @@ size_t ControlNames::LengthAt(std::string_view text, size_t at) const {
 
 absl::StatusOr<std::vector<int32_t>> EncodeChat(const std::vector<Message>& chat,
                                                 const ChatTemplate& chat_template, const Tokenizer& tokenizer,
-                                                const ControlNames& names, const ChatOptions& options) {
+                                                const ControlNames& names, const ChatOptions& options,
+                                                int64_t most_bytes) {
   RenderOptions render;
   render.continue_final_message = options.continue_final_message;
   render.add_generation_prompt = options.add_generation_prompt.value_or(!options.continue_final_message);
@@ -93,6 +94,11 @@ absl::StatusOr<std::vector<int32_t>> EncodeChat(const std::vector<Message>& chat
   PHX_RETURN_IF_ERROR(rendered.status());
 
   const std::string_view text = rendered->text;
+  if (most_bytes > 0 && static_cast<int64_t>(text.size()) > most_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat("chat is too large: its template makes ", text.size(),
+                                                   " bytes of it, and the context holds at most ",
+                                                   most_bytes));
+  }
   const Origin origin(rendered->borders);
   std::vector<int32_t> ids;
   const auto encode = [&](size_t begin, size_t end, bool parse_special) -> absl::Status {

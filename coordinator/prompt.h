@@ -31,10 +31,12 @@ class ControlNames {
 
 // Renders `chat`, with the generation prompt unless the options say otherwise, and encodes it: names of
 // control tokens that the template wrote stand for those tokens; where users wrote any part of a name, it is
-// text. Errors are the template's and the tokenizer's.
+// text. Errors are the template's and the tokenizer's, and InvalidArgument for a chat that takes more than
+// most_bytes as text (0: it may take any size).
 absl::StatusOr<std::vector<int32_t>> EncodeChat(const std::vector<Message>& chat,
                                                 const ChatTemplate& chat_template, const Tokenizer& tokenizer,
-                                                const ControlNames& names, const ChatOptions& options = {});
+                                                const ControlNames& names, const ChatOptions& options = {},
+                                                int64_t most_bytes = 0);
 
 // Encodes `text` as it is, control tokens included, behind BOS where the model wants one.
 absl::StatusOr<std::vector<int32_t>> EncodeText(std::string_view text, const Tokenizer& tokenizer);

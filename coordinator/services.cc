@@ -146,8 +146,8 @@ grpc::ServerUnaryReactor* ClusterService::LoadModel(grpc::CallbackServerContext*
     reactor->Finish(grpc::Status(
         grpc::StatusCode::INVALID_ARGUMENT,
         absl::StrCat("spec.kv_cache_dtype is ", static_cast<int>(request->spec().kv_cache_dtype()),
-                     "; it must be KV_CACHE_DTYPE_BF16 (1), KV_CACHE_DTYPE_FP32 (2) or "
-                     "KV_CACHE_DTYPE_INT8 (3)")));
+                     "; it must be KV_CACHE_DTYPE_BF16 (1), KV_CACHE_DTYPE_FP32 (2), "
+                     "KV_CACHE_DTYPE_INT8 (3) or KV_CACHE_DTYPE_FP8 (4)")));
     return reactor;
   }
   coordinator_->pool()->Post([this, reactor, response, spec = ToSpec(request->spec())]() mutable {

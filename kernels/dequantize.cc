@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
-#include <limits>
 
 #include "base/check.h"
+#include "kernels/fp8.h"
 #include "kernels/numeric.h"
 
 namespace phalanx {
@@ -80,16 +81,10 @@ void BlockOfQ6(const uint8_t* b, int first, int last, float* out) {
   }
 }
 
-// e4m3fn: no infinities, NaN with all bits of exponent and mantissa set.
 constexpr std::array<float, 256> MakeE4M3() {
   std::array<float, 256> values{};
-  for (int code = 0; code < 256; ++code) {
-    const int exponent = code >> 3 & 15, mantissa = code & 7;
-    float v = exponent == 0 ? static_cast<float>(mantissa) : static_cast<float>(8 + mantissa);
-    for (int e = exponent == 0 ? 1 : exponent; e < 10; ++e) v /= 2;
-    for (int e = exponent; e > 10; --e) v *= 2;
-    if ((code & 0x7f) == 0x7f) v = std::numeric_limits<float>::quiet_NaN();
-    values[static_cast<size_t>(code)] = code < 128 ? v : -v;
+  for (size_t code = 0; code < 256; ++code) {
+    values[code] = std::bit_cast<float>(FloatBitsFromE4m3(static_cast<uint8_t>(code)));
   }
   return values;
 }

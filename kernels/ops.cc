@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <map>
 
 #include "absl/strings/str_cat.h"
@@ -41,7 +42,8 @@ absl::StatusOr<std::unique_ptr<Ops>> CreateFromModule(const OpsOptions& options,
     if (module != nullptr) break;
     // Of a file that is there but cannot be opened, what is wrong with it.
     const char* error = dlerror();
-    if (last.empty() || access(path.c_str(), F_OK) == 0) last = error;
+    const bool is_path = path.find('/') != std::string::npos;  // else a name, which the loader looks for
+    if (last.empty() || (is_path && access(path.c_str(), F_OK) == 0)) last = error;
   }
   if (module == nullptr) {
     return absl::FailedPreconditionError(
@@ -67,6 +69,20 @@ std::vector<std::string> AvailableRungs() {
   if (MissingForAvx512().empty()) rungs.push_back("avx512");
   if (MissingForAmx().empty()) rungs.push_back("amx");
   return rungs;
+}
+
+absl::StatusOr<double> Ops::Time(const std::function<absl::Status()>& work) {
+  constexpr int64_t kTimeoutMs = 600000;
+  PHX_RETURN_IF_ERROR(Synchronize(kTimeoutMs));
+  const auto begin = std::chrono::steady_clock::now();
+  PHX_RETURN_IF_ERROR(work());
+  PHX_RETURN_IF_ERROR(Synchronize(kTimeoutMs));
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+absl::StatusOr<std::unique_ptr<Exchange>> Ops::CreateExchange(const ExchangeOptions&) {
+  return absl::UnimplementedError(
+      absl::StrCat("the backend ", info().backend, " has no memory of its own to exchange"));
 }
 
 absl::Status Ops::GatedMatmul(const GatedMatmulParams& p) {

@@ -17,6 +17,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,6 +28,7 @@
 #include "base/dtype.h"
 #include "base/kv_type.h"
 #include "base/shard_plan.h"
+#include "kernels/exchange.h"
 #include "kernels/token_counts.h"
 #include "kernels/weight_memory.h"
 
@@ -248,7 +250,7 @@ class RopeTable {
 };
 
 // Shape of a paged KV cache of one rank. Blocks hold block_size consecutive positions of all layers. Its type
-// is OpsInfo::kv_type; there is none of int8 for latents (value_dim 0).
+// is OpsInfo::kv_type; there is none of int8 and fp8 for latents (value_dim 0).
 struct KvCacheShape {
   int num_layers = 0;
   int num_kv_heads = 0;  // of this rank; may be 0
@@ -372,18 +374,38 @@ struct SampleParams {
 enum class CopyKind { kToDevice, kToHost, kOnDevice };
 
 struct OpsInfo {
-  std::string backend;          // "reference", "cpu", "cuda"
-  std::string instruction_set;  // "scalar", "avx2", "avx512-vnni", "amx-bf16", "sm_90a": part of the group's
-                                // fingerprint
-  std::string device;           // for people: the CPU's or GPU's name
-  DType weight_dtype = DType::kF32;     // what PackWeight widens or narrows weights to (but for those that
-                                        // a backend keeps quantised)
+  std::string backend;               // "reference", "cpu", "cuda"
+  std::string instruction_set;       // "scalar", "avx2", "avx512-vnni", "amx-bf16", "sm_90-fast": part of the
+                                     // group's fingerprint
+  std::string device;                // for people: the CPU's or GPU's name
+  DType weight_dtype = DType::kF32;  // what PackWeight widens or narrows weights to (but for those that
+                                     // a backend keeps quantised)
   std::vector<DType> kept_dtypes = {};  // which a backend keeps, of a weight whose pieces are of one type
   // Of what CreateKvCache makes; never kAuto. A device whose weight_dtype is F16 keeps F16 where this says
   // bf16.
   KvType kv_type = KvType::kF32;
   int kernel_version = 0;  // raised whenever a kernel's bits change
   int64_t free_bytes = 0;  // of the device's own memory when it was opened; 0: it is the host's
+  bool exchanges = false;  // CreateExchange is there: what ranks exchange lies in the device's memory
+  bool queued = false;   // calls return before their work is done: the next step's are best made before this
+                         // one's results are waited for
+  bool replays = false;  // Replay records: a step of few rows is worth filling up to one that was recorded
+};
+
+// Work that is enqueued again and again: see Ops::Replay.
+struct ReplayParams {
+  std::array<int64_t, 3> key = {};  // names the work; equal keys mean equal work
+  // Of every call to Attention that enqueues make: the one thing of the host that may differ between equal
+  // keys.
+  absl::Span<const AttentionSequence> sequences;
+};
+inline constexpr int64_t kMaxReplayRows = 512;  // of a recorded call
+
+struct ReplayStats {
+  int64_t recorded = 0;  // kinds of work that are held
+  int64_t bytes = 0;     // device memory that they take
+  int64_t replayed = 0;
+  int64_t not_recorded = 0;  // kinds that could not be, and are enqueued each time (DeviceGraphs::kAuto)
 };
 
 // What every backend refuses before it does anything: InvalidArgument naming the call, the field, its value
@@ -423,6 +445,29 @@ class Ops {
   virtual absl::Status Copy(void* to, const void* from, int64_t bytes, CopyKind kind) = 0;
   // Waits until the queue is empty, no longer than `timeout_ms` (DeadlineExceeded).
   virtual absl::Status Synchronize(int64_t timeout_ms) = 0;
+  // Seconds that the queue takes for what `work` enqueues, by the device's clock where it has one. Waits for
+  // it.
+  virtual absl::StatusOr<double> Time(const std::function<absl::Status()>& work);
+  // A place in the queue, behind all that was enqueued before it. Wait(mark) returns when that is done, and
+  // what was copied to the host before it is there; DeadlineExceeded after timeout_ms.
+  virtual absl::StatusOr<int64_t> Mark() { return 0; }
+  virtual absl::Status Wait(int64_t /*mark*/, int64_t /*timeout_ms*/) { return absl::OkStatus(); }
+
+  // The work that `enqueue` enqueues. A device may record it the first time and replay it afterwards without
+  // calling `enqueue`, or call that twice and run only one of its works. So all that it gives to calls from
+  // the host (pointers, shapes, lists, but for AttentionParams::sequences) must be a function of the key, and
+  // it must copy nothing from or to the host. A call of more than kMaxReplayRows rows is InvalidArgument.
+  virtual absl::Status Replay(const ReplayParams& /*params*/, const std::function<absl::Status()>& enqueue) {
+    return enqueue();
+  }
+  // Destroys all that was recorded; nothing is recorded any more. What a recorded collective needs before it
+  // can be aborted.
+  virtual void StopReplays() {}
+  virtual ReplayStats replay_stats() const { return {}; }
+
+  // What ranks of a group exchange in this device's memory; all ranks call it at the same time. Unimplemented
+  // where the memory is the host's: there a collective between hosts does it all.
+  virtual absl::StatusOr<std::unique_ptr<Exchange>> CreateExchange(const ExchangeOptions& options);
 
   virtual absl::Status Embed(const EmbedParams& params) = 0;
   virtual absl::Status RmsNorm(const RmsNormParams& params) = 0;
@@ -442,6 +487,14 @@ class Ops {
 
 enum class Compute { kFp32, kFast };
 
+// Of a device: kInvariant keeps what is said of determinism above; kFast takes whatever arithmetic is fastest
+// for a call's number of rows.
+enum class DeviceMode { kInvariant, kFast };
+
+// Whether a device's Replay records (CUDA graphs): never; where it can, else it is logged by the caller of
+// replay_stats and enqueued each time; or always, and what cannot be is an error.
+enum class DeviceGraphs { kOff, kAuto, kOn };
+
 struct OpsOptions {
   // "auto": the host's best rung; or the name of one: "reference", "avx2", "avx512", "amx", or a device's:
   // "cuda". One the host lacks is FailedPrecondition naming the rung and what is missing.
@@ -451,6 +504,17 @@ struct OpsOptions {
   KvType kv_type = KvType::kAuto;
   bool fp16 = false;           // of a device: fp16 in place of bf16
   std::vector<int> cpus = {};  // of each thread, to stay there; empty: wherever the system puts them
+  DeviceMode device_mode = DeviceMode::kInvariant;
+  // Which of the GPUs that this process sees; -1: number gpu_of_rank, counted round.
+  int gpu = -1;
+  int gpu_of_rank = 0;
+  // Folder for what a device's kFast has found out about products; empty: phalanx in $XDG_CACHE_HOME, or
+  // in ~/.cache.
+  std::string cache_folder = {};
+  DeviceGraphs graphs = DeviceGraphs::kOff;
+  // Of a device, for all of this process: kernels are launched while those before them still run, and wait
+  // for their results themselves (programmatic dependent launch).
+  bool dependent_launch = false;
 };
 
 // The backend factory (kernels/ops.cc, the only place that knows backends).

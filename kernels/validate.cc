@@ -189,8 +189,9 @@ absl::Status Validate(const KvCacheShape& s, int64_t num_blocks, KvType type) {
   if (s.block_size < 1 || kAttentionChunk % s.block_size != 0) {
     return Invalid("CreateKvCache: block_size is ", s.block_size, ", must divide ", kAttentionChunk);
   }
-  if (type == KvType::kInt8 && s.value_dim == 0) {
-    return Invalid("CreateKvCache: value_dim is 0 (latents, MLA), must be above 0 for a KV cache of int8");
+  if (IsQuantised(type) && s.value_dim == 0) {
+    return Invalid("CreateKvCache: value_dim is 0 (latents, MLA), must be above 0 for a KV cache of ",
+                   KvTypeName(type));
   }
   return absl::OkStatus();
 }

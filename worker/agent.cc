@@ -18,7 +18,7 @@ constexpr std::chrono::milliseconds kReportTimeout{500};
 }  // namespace
 
 Agent::Agent(const WorkerConfig* config, PeerService* peers, const internal::v1::Hello& hello)
-    : config_(config), peers_(peers) {
+    : config_(config), peers_(peers), faults_(config->debug_faults) {
   const auto heartbeat = [this] {
     internal::v1::Heartbeat beat;
     beat.set_last_step_age_seconds(vitals_.last_step_age_seconds());
@@ -133,7 +133,7 @@ void Agent::OnAssign(size_t link, const internal::v1::Assign& assign) {
   owner_ = link;
   const uint64_t generation = ++generation_;
   member_ = std::make_unique<GroupMember>(
-      GroupEnvironment{config_, peers_, &vitals_}, assign,
+      GroupEnvironment{config_, peers_, &vitals_, &faults_}, assign,
       [this, generation](AssignmentState state, const std::string& detail) {
         Post([this, generation, state, detail] { OnState(generation, state, detail); });
       });

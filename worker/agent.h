@@ -15,6 +15,7 @@
 #include "phalanx/internal/v1/worker_control.pb.h"
 #include "worker/config.h"
 #include "worker/coordinator_link.h"
+#include "worker/debug_faults.h"
 #include "worker/group_member.h"
 #include "worker/vitals.h"
 
@@ -52,6 +53,7 @@ class Agent {
   const WorkerConfig* const config_;
   PeerService* const peers_;
   WorkerVitals vitals_;
+  DebugFaults faults_;
   std::vector<std::unique_ptr<CoordinatorLink>> links_;
 
   // Of the agent's thread.

@@ -34,6 +34,7 @@ class GgufCheckpoint : public Checkpoint {
   TensorPlace Locate(std::string_view hf_name) const override { return GgufPlaceOf(config(), hf_name); }
   uint64_t ContentHash() const override { return hash_; }
   std::string FilesIdentity() const override { return file_->identity(); }
+  std::vector<std::string> Files() const override { return file_->files(); }
   const GgufFile* gguf() const override { return file_.get(); }
   bool IsUnused(std::string_view name) const override {
     // Read with the config.

@@ -60,6 +60,8 @@ class Checkpoint {
   virtual uint64_t ContentHash() const = 0;
   // Identifies the files as they were when opened (MappedFile::identity()), in their order.
   virtual std::string FilesIdentity() const = 0;
+  // Paths of the files that hold the weights, in their order.
+  virtual std::vector<std::string> Files() const = 0;
   // A tensor, by the file's own name, that such files may have and that no model asks for: layers that
   // predict further tokens, what was read with the config, copies of what is there already.
   virtual bool IsUnused(std::string_view name) const = 0;

@@ -42,13 +42,15 @@ class ClientStream {
   }
 
   // Queues a message. A full queue ends the stream with ResourceExhausted; a message to an ended stream is
-  // dropped.
-  void Write(Out message) {
+  // dropped. Of answers there are no more than the peer asked for: they do not count.
+  enum class Kind { kOwn, kAnswer };
+  void Write(Out message, Kind kind = Kind::kOwn) {
     {
       MutexLock lock(mu_);
       if (closed_) return;
-      if (queue_.size() < max_queued_) {
-        queue_.push_back(std::move(message));
+      if (kind == Kind::kAnswer || num_own_ < max_queued_) {
+        queue_.push_back({std::move(message), kind});
+        num_own_ += kind == Kind::kOwn;
         changed_.NotifyAll();
         return;
       }
@@ -122,7 +124,8 @@ class ClientStream {
         if (closed_) break;
         writing_ = true;
         if (!queue_.empty()) {
-          message = std::move(queue_.front());
+          message = std::move(queue_.front().message);
+          num_own_ -= queue_.front().kind == Kind::kOwn;
           queue_.pop_front();
         } else {
           make = make_;
@@ -145,7 +148,12 @@ class ClientStream {
   grpc::ClientContext context_;
   Mutex mu_;
   CondVar changed_;
-  std::deque<Out> queue_ ABSL_GUARDED_BY(mu_);
+  struct Queued {
+    Out message;
+    Kind kind;
+  };
+  std::deque<Queued> queue_ ABSL_GUARDED_BY(mu_);
+  size_t num_own_ ABSL_GUARDED_BY(mu_) = 0;  // of queue_
   bool closed_ ABSL_GUARDED_BY(mu_) = false;
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool writer_done_ ABSL_GUARDED_BY(mu_) = false;

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/logging.h"
@@ -13,6 +14,7 @@
 #include "worker/peer_client.h"
 #include "worker/plan_codec.h"
 #include "worker/rank_loader.h"
+#include "worker/timed_runner.h"
 
 namespace phalanx {
 namespace {
@@ -35,28 +37,6 @@ RankSpec SpecOf(const internal::v1::Assign& assign) {
   return spec;
 }
 
-// Tells the worker's vitals when steps begin and end.
-class TimedRunner final : public StepRunner {
- public:
-  TimedRunner(StepRunner* runner, WorkerVitals* vitals) : runner_(runner), vitals_(vitals) {}
-  absl::Status Launch(const StepPlan& plan) override {
-    vitals_->StepBegins();
-    return runner_->Launch(plan);
-  }
-  absl::StatusOr<StepResult> Sample(const std::vector<SampleRow>& samples) override {
-    return runner_->Sample(samples);
-  }
-  absl::Status ShareSampled() override {
-    absl::Status status = runner_->ShareSampled();
-    vitals_->StepEnds();
-    return status;
-  }
-
- private:
-  StepRunner* const runner_;
-  WorkerVitals* const vitals_;
-};
-
 }  // namespace
 
 struct GroupMember::Core : std::enable_shared_from_this<GroupMember::Core> {
@@ -69,6 +49,9 @@ struct GroupMember::Core : std::enable_shared_from_this<GroupMember::Core> {
   absl::Status Follow();
   absl::Status RunFollower(PlanStream* plans);
   absl::StatusOr<std::unique_ptr<LoadedRank>> Load();
+  // See MeetFunction.
+  absl::StatusOr<std::vector<std::string>> Meet(const std::string& topic, const std::string& blob);
+  PlanStreamOptions StreamOptions() const;
 
   // The first cause ends the epoch; later ones are its consequences. Never waits.
   void End(const absl::Status& why, bool stopped);
@@ -122,13 +105,42 @@ void GroupMember::Core::WaitReported() {
   }
 }
 
+absl::StatusOr<std::vector<std::string>> GroupMember::Core::Meet(const std::string& topic,
+                                                                 const std::string& blob) {
+  const auto is_over = [this] {
+    MutexLock lock(mu);
+    return !cause.ok();
+  };
+  if (assign.rank() > 0) return MeetAtLeader(StreamOptions(), topic, blob, is_over);
+  std::shared_ptr<FollowerSet> set;
+  {
+    MutexLock lock(mu);
+    set = followers;
+  }
+  return set->meeting().MeetAll(topic, 0, blob, env.config->connect_timeout_ms, is_over);
+}
+
+PlanStreamOptions GroupMember::Core::StreamOptions() const {
+  PlanStreamOptions options;
+  options.leader_address = assign.leader_address();
+  options.group_id = assign.group_id();
+  options.epoch = assign.epoch();
+  options.rank = assign.rank();
+  options.connect_timeout_ms = env.config->connect_timeout_ms;
+  return options;
+}
+
 absl::StatusOr<std::unique_ptr<LoadedRank>> GroupMember::Core::Load() {
   const auto cancelled = [core = shared_from_this()] {
     MutexLock lock(core->mu);
     return !core->cause.ok();
   };
+  RankSpec spec = SpecOf(assign);
+  spec.meet = [core = shared_from_this()](const std::string& topic, const std::string& blob) {
+    return core->Meet(topic, blob);
+  };
   PHX_ASSIGN_OR_RETURN(std::unique_ptr<LoadedRank> rank,
-                       LoadRank(SpecOf(assign), *env.config, cancelled, [this](Collective* made) {
+                       LoadRank(spec, *env.config, cancelled, [this](Collective* made) {
                          MutexLock lock(mu);
                          collective = made;
                          if (made != nullptr && !cause.ok()) made->Abort(std::string(cause.message()));
@@ -141,7 +153,8 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> GroupMember::Core::Load() {
 
 absl::Status GroupMember::Core::RunLeader(LoadedRank* rank,
                                           const std::shared_ptr<FollowerSet>& follower_set) {
-  TimedRunner runner(rank->runner.get(), env.vitals);
+  FaultyRunner faulty(rank->runner.get(), env.faults);
+  TimedRunner runner(&faulty, env.vitals);
   GroupServer server(follower_set);
   LeaderOptions options;
   options.scheduler.num_blocks = rank->runner->num_kv_blocks();
@@ -152,7 +165,7 @@ absl::Status GroupMember::Core::RunLeader(LoadedRank* rank,
   options.scheduler.max_tokens_per_step = rank->options.max_tokens_per_step;
   options.scheduler.max_sequences = env.config->max_sequences;
   options.scheduler.max_logits_per_step = rank->options.max_logits_per_step;
-  options.scheduler.max_queued = env.config->max_queued_requests;
+  options.scheduler.max_queued = env.config->max_queued;
   options.scheduler.max_guesses = env.config->speculate == "off" ? 0 : env.config->max_guesses;
   options.scheduler.token_bytes = rank->token_bytes;
   PHX_RETURN_IF_ERROR(options.scheduler.Validate());
@@ -213,14 +226,8 @@ absl::Status GroupMember::Core::Lead() {
 }
 
 absl::Status GroupMember::Core::Follow() {
-  PlanStreamOptions options;
-  options.leader_address = assign.leader_address();
-  options.group_id = assign.group_id();
-  options.epoch = assign.epoch();
-  options.rank = assign.rank();
-  options.connect_timeout_ms = env.config->connect_timeout_ms;
   // Opened before the weights are loaded: each side notices at once when the other fails meanwhile.
-  PlanStream plans(options, [this](const absl::Status& why) { End(why, /*stopped=*/false); });
+  PlanStream plans(StreamOptions(), [this](const absl::Status& why) { End(why, /*stopped=*/false); });
   const absl::Status status = RunFollower(&plans);
   End(status, /*stopped=*/false);  // before the stream ends, whose end would look like the cause
   return status;
@@ -228,7 +235,8 @@ absl::Status GroupMember::Core::Follow() {
 
 absl::Status GroupMember::Core::RunFollower(PlanStream* plans) {
   PHX_ASSIGN_OR_RETURN(std::unique_ptr<LoadedRank> rank, Load());
-  TimedRunner runner(rank->runner.get(), env.vitals);
+  FaultyRunner faulty(rank->runner.get(), env.faults);
+  TimedRunner runner(&faulty, env.vitals);
   Follower loop(FollowerOptions(), &runner, plans, [core = shared_from_this()](const absl::Status& status) {
     core->End(status.ok() ? absl::InternalError("the follower's loop ended by itself") : status,
               /*stopped=*/false);

@@ -12,6 +12,7 @@
 #include "base/mutex.h"
 #include "phalanx/internal/v1/worker_control.pb.h"
 #include "worker/config.h"
+#include "worker/debug_faults.h"
 #include "worker/peer_service.h"
 #include "worker/vitals.h"
 
@@ -22,6 +23,7 @@ struct GroupEnvironment {
   const WorkerConfig* config = nullptr;
   PeerService* peers = nullptr;  // on this worker's listener
   WorkerVitals* vitals = nullptr;
+  DebugFaults* faults = nullptr;  // null: none
 };
 
 // Thread safety: any thread.

@@ -52,6 +52,11 @@ class HfCheckpoint : public Checkpoint {
     for (const auto& file : files_) absl::StrAppend(&identity, file->identity(), " ");
     return identity;
   }
+  std::vector<std::string> Files() const override {
+    std::vector<std::string> paths;
+    for (const auto& file : files_) paths.push_back(file->path());
+    return paths;
+  }
 
   bool IsUnused(std::string_view name) const override {
     // Some exporters keep RoPE's frequencies, and the output head of a model whose head is its embedding.

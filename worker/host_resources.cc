@@ -8,7 +8,6 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <limits>
 #include <optional>
 #include <sstream>
@@ -198,15 +197,24 @@ absl::StatusOr<std::vector<int>> CpusToPin(const std::string& mode, int num_thre
       return no(absl::StrCat("this process has ", own.size(), " CPUs for ", num_threads,
                              " threads: others may have been given them too"));
     }
-    for (const std::vector<int>& other : others) {
-      std::vector<int> common;
-      std::set_intersection(own.begin(), own.end(), other.begin(), other.end(), std::back_inserter(common));
-      if (!common.empty()) {
-        return no(absl::StrCat("CPU ", common.front(), " is another worker's too"));
-      }
+  }
+  std::vector<int> taken, free;
+  for (const std::vector<int>& other : others) taken.insert(taken.end(), other.begin(), other.end());
+  for (const int cpu : own) {
+    if (std::find(taken.begin(), taken.end(), cpu) == taken.end()) {
+      free.push_back(cpu);
+    } else if (mode == "auto") {
+      return no(absl::StrCat("CPU ", cpu, " is another worker's too"));
     }
   }
-  return std::vector<int>(own.begin(), own.begin() + num_threads);
+  if (static_cast<int>(free.size()) < num_threads) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("--pin-threads is on for ", num_threads, " threads, but of this process's ", own.size(),
+                     " CPUs ", own.size() - free.size(),
+                     " are other workers' too; give each worker CPUs of its own (taskset, a cpuset)"
+                     " or let it be auto"));
+  }
+  return std::vector<int>(free.begin(), free.begin() + num_threads);
 }
 
 absl::StatusOr<std::vector<int>> CpusToPin(const std::string& mode, int num_threads, std::string* why) {

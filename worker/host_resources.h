@@ -24,7 +24,7 @@ std::vector<int> AffinityOf(int pid);
 // Whether a pool of `num_threads` is to be pinned, by --pin-threads ("auto", "on", "off") and the process's
 // CPUs: where it is, its CPUs, else none, and why not in `why`. `auto` pins where this process was given CPUs
 // of its own: fewer than the machine's, as many as threads, none of another worker's (`others`, their CPUs).
-// FailedPrecondition for "on" with fewer CPUs than threads.
+// FailedPrecondition for "on" with fewer CPUs than threads that are no other worker's.
 absl::StatusOr<std::vector<int>> CpusToPin(const std::string& mode, int num_threads,
                                            const std::vector<int>& own, int machine_cpus,
                                            const std::vector<std::vector<int>>& others, std::string* why);

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "base/logging.h"
 #include "base/status_macros.h"
 
 namespace phalanx {
@@ -12,6 +14,23 @@ namespace {
 absl::Status Annotate(const absl::Status& status, uint64_t step, const char* what) {
   if (status.ok()) return status;
   return absl::Status(status.code(), absl::StrCat("step ", step, ", ", what, ": ", status.message()));
+}
+
+std::string NameOf(const std::string& request_id, uint64_t request) {
+  // What others wrote must not forge lines of the log.
+  return absl::StrCat("request \"", absl::CEscape(request_id), "\", number ", request);
+}
+
+void LogEnded(const std::vector<SequenceOutput>& outputs) {
+  for (const SequenceOutput& out : outputs) {
+    if (!out.error.ok()) {
+      spdlog::warn("{}: {}", NameOf(out.request_id, out.request), absl::CEscape(out.error.message()));
+    } else if (out.finish != Finish::kNone && spdlog::should_log(spdlog::level::debug)) {
+      spdlog::debug("{}: ended ({}), {} tokens, {} of its prompt from the cache",
+                    NameOf(out.request_id, out.request), out.finish == Finish::kStop ? "stop" : "length",
+                    static_cast<size_t>(out.offset) + out.tokens.size(), out.cached_prompt_tokens);
+    }
+  }
 }
 
 }  // namespace
@@ -122,14 +141,14 @@ absl::Status Leader::Serve() {
   std::optional<PlannedStep> current;  // sent, not run
   while (true) {
     const State state = TakeCommands(/*wait=*/!current && scheduler_.idle());
-    if (state == State::kStopping) return current ? RunStep(*current) : absl::OkStatus();
+    if (state == State::kStopping) return current ? RunStep(*current, nullptr) : absl::OkStatus();
     if (!current) {
       PHX_ASSIGN_OR_RETURN(current, PlanAndSend());
       if (!current && state == State::kDraining) return absl::OkStatus();
       if (!current) continue;
     }
     PHX_ASSIGN_OR_RETURN(std::optional<PlannedStep> next, PlanAndSend());
-    PHX_RETURN_IF_ERROR(RunStep(*current));
+    PHX_RETURN_IF_ERROR(RunStep(*current, next ? &*next : nullptr));
     current = std::move(next);
   }
 }
@@ -159,9 +178,18 @@ Leader::State Leader::TakeCommands(bool wait) {
 void Leader::Apply(Command command) {
   if (SequenceRequest* request = std::get_if<SequenceRequest>(&command)) {
     SubmitResult result{request->source, request->request, request->attempt, Admission::kQueued};
+    const bool log = spdlog::should_log(spdlog::level::debug);
+    const std::string name = log ? NameOf(request->request_id, request->request) : "";
     result.admission = scheduler_.Submit(std::move(*request));
+    if (log) {
+      spdlog::debug("{}: {}", name,
+                    !result.admission.ok()                      ? result.admission.status().ToString()
+                    : *result.admission == Admission::kAccepted ? "accepted"
+                                                                : "queued");
+    }
     outputs_->OnSubmitResult(result);
   } else if (const AbortOne* one = std::get_if<AbortOne>(&command)) {
+    spdlog::debug("request number {}: its coordinator wants no more of it", one->request);
     scheduler_.Abort(one->source, one->request);
   } else if (const AbortAll* all = std::get_if<AbortAll>(&command)) {
     scheduler_.AbortSource(all->source);
@@ -179,20 +207,32 @@ absl::StatusOr<std::optional<PlannedStep>> Leader::PlanAndSend() {
   return planned;
 }
 
-absl::Status Leader::RunStep(const PlannedStep& step) {
+absl::Status Leader::Launch(const PlannedStep& step) {
+  if (launched_ == step.plan.step) return absl::OkStatus();
+  launched_ = step.plan.step;
+  return Annotate(runner_->Launch(step.plan), step.plan.step, "launch");
+}
+
+absl::Status Leader::RunStep(const PlannedStep& step, const PlannedStep* next) {
   const uint64_t n = step.plan.step;
-  PHX_RETURN_IF_ERROR(Annotate(runner_->Launch(step.plan), n, "launch"));
+  PHX_RETURN_IF_ERROR(Launch(step));
+  if (!step.samples.empty()) {
+    PHX_RETURN_IF_ERROR(Annotate(runner_->StartSample(step.samples), n, "sampling"));
+  }
+  PHX_RETURN_IF_ERROR(Annotate(runner_->ShareSampled(), n, "sharing the sampled ids"));
+  // What the next step samples depends on this one's result; what it computes before that does not.
+  if (next != nullptr && runner_->runs_ahead()) PHX_RETURN_IF_ERROR(Launch(*next));
   StepResult result;
   if (!step.samples.empty()) {
-    absl::StatusOr<StepResult> sampled = runner_->Sample(step.samples);
+    absl::StatusOr<StepResult> sampled = runner_->FinishSample();
     PHX_RETURN_IF_ERROR(Annotate(sampled.status(), n, "sampling"));
     result = *std::move(sampled);
     const absl::Status good = CheckResult(step.samples, options_.scheduler.vocab_size, result);
     if (!good.ok()) return Annotate(absl::InternalError(good.message()), n, "sampling");
   }
-  PHX_RETURN_IF_ERROR(Annotate(runner_->ShareSampled(), n, "sharing the sampled ids"));
   std::vector<SequenceOutput> outputs = scheduler_.Commit(result);
   Record(outputs);
+  LogEnded(outputs);
   outputs_->OnStep(n, std::move(outputs));
   return absl::OkStatus();
 }

@@ -120,7 +120,10 @@ class Leader {
   State TakeCommands(bool wait);
   void Apply(Command command);
   absl::StatusOr<std::optional<PlannedStep>> PlanAndSend();
-  absl::Status RunStep(const PlannedStep& step);
+  // Unless it is launched already.
+  absl::Status Launch(const PlannedStep& step);
+  // `next` may be null; a runner that runs ahead gets it before this step's result is waited for.
+  absl::Status RunStep(const PlannedStep& step, const PlannedStep* next);
   void Record(const std::vector<SequenceOutput>& outputs);
   void Push(Command command) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
@@ -133,6 +136,7 @@ class Leader {
 
   // The loop's own.
   Scheduler scheduler_;
+  uint64_t launched_ = 0;  // the last step
 
   mutable Mutex mu_;
   CondVar changed_;  // the inbox or the state

@@ -51,6 +51,9 @@ sigset_t BlockEndSignals() {
 // here; `auto` becomes what does.
 absl::StatusOr<std::string> ChooseDevice(WorkerConfig& config) {
   OpsOptions options;
+  options.gpu = config.gpu;
+  options.device_mode = DeviceModeOf(config);
+  options.cache_folder = config.cache_folder;
   if (config.device == "auto") {
     options.rung = kCudaRung;
     const absl::Status found = CreateOps(options).status();

@@ -1,16 +1,19 @@
 #include "worker/model_runner.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <limits>
 #include <type_traits>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
 #include "worker/models/model.h"
+#include "worker/step_batch.h"
 
 namespace phalanx {
 namespace {
@@ -18,8 +21,7 @@ namespace {
 // Raised whenever the order of operations of a model in models/ changes, as OpsInfo::kernel_version is by a
 // kernel.
 constexpr int kModelVersion = 1;
-constexpr int64_t kDeviceTimeoutMs = 60000;
-constexpr int64_t kAlignment = 64;
+constexpr int64_t kDeviceTimeoutMs = 60000;  // of a device that waits for no other
 
 // What ranks tell each other before the first step. Plain bytes: all ranks run the same binary's layout.
 struct RankReport {
@@ -64,6 +66,13 @@ absl::Status ValidateOptions(const ModelConfig& config, const ModelRunnerOptions
     return absl::InvalidArgumentError(absl::StrCat("context_length is ", options.context_length,
                                                    ", must be 1 to the model's ", config.context_length));
   }
+  for (size_t i = 0; i < options.replay_rows.size(); ++i) {
+    const int rows = options.replay_rows[i];
+    if (rows < 1 || rows > kMaxReplayRows || (i > 0 && rows <= options.replay_rows[i - 1])) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("replay_rows has ", rows, " at ", i, ", must be rising, 1 to ", kMaxReplayRows));
+    }
+  }
   return absl::OkStatus();
 }
 
@@ -73,7 +82,7 @@ absl::StatusOr<std::vector<RankReport>> ExchangeReports(Collective* collective, 
   report.code = static_cast<int32_t>(status.code());
   PutText(std::string(status.message()), report.message);
   std::vector<RankReport> reports(collective->size());
-  if (absl::Status met = collective->AllGather(&report, sizeof(report), reports.data()); !met.ok()) {
+  if (absl::Status met = collective->AllGatherOnHost(&report, sizeof(report), reports.data()); !met.ok()) {
     return status.ok() ? met : status;
   }
   if (!status.ok()) return status;
@@ -99,32 +108,6 @@ absl::Status ExpectAlike(const std::vector<RankReport>& reports, char (RankRepor
   }
   return absl::OkStatus();
 }
-
-// Packs a step's arrays one behind the other, so that they reach the device in one copy.
-class Staging {
- public:
-  absl::Status Allocate(Ops* ops, int64_t bytes) {
-    host_.resize(bytes);
-    PHX_ASSIGN_OR_RETURN(device_, ops->Allocate(bytes));
-    return absl::OkStatus();
-  }
-  void Clear() { used_ = 0; }
-  // Space for n elements; *device gets where they will lie.
-  template <typename T>
-  T* Take(int64_t n, const T** device) {
-    const int64_t offset = used_;
-    used_ += (n * static_cast<int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
-    *device = reinterpret_cast<const T*>(static_cast<const char*>(device_->data()) + offset);
-    return reinterpret_cast<T*>(host_.data() + offset);
-  }
-  absl::Status Send(Ops* ops) { return ops->Copy(device_->data(), host_.data(), used_, CopyKind::kToDevice); }
-  int64_t bytes() const { return device_->bytes(); }
-
- private:
-  std::vector<char> host_;
-  std::unique_ptr<Buffer> device_;
-  int64_t used_ = 0;
-};
 
 }  // namespace
 
@@ -159,31 +142,46 @@ struct ModelRunner::Impl {
   BlockTables tables{0};
   int64_t num_blocks = 0;
 
-  Staging staging;
-  ForwardBatch batch;
+  StepBatch batch;
+  int64_t num_logits = 0;                     // of the last Launch; the batch may be filled up beyond them
+  std::vector<int> replay_rows;               // rising; empty where nothing is replayed
+  int64_t launched = 0, launched_before = 0;  // marks behind the last two Launches
+  int64_t sampled_mark = 0;
   std::unique_ptr<Buffer> logits;    // fp32 [R, max_vocab_share] of this rank
   std::unique_ptr<Buffer> gathered;  // [size] of those; null in a group of one
   SampleParams sample;
   std::unique_ptr<Buffer> ids, logprobs, top_ids, top_logprobs;
   StepResult result;
+  bool want_logprobs = false;  // of the Sample that was started
+  std::vector<int> num_top;    // of its rows
   std::vector<float> host_logprobs, host_top_logprobs;
   std::vector<int32_t> host_top_ids;
   absl::Status dead;  // the first error
 
   absl::Status Load(const Checkpoint& checkpoint, RankReport* report);
   absl::Status AllocateBuffers();
-  absl::Status CheckRow(const PlanRow& row, const std::vector<int32_t>* table, int64_t last_logits) const;
-  absl::Status BuildBatch(const StepPlan& step);
+  absl::Status RecordReplays();
   absl::Status Launch(const StepPlan& step);
-  absl::Status Sample(const std::vector<SampleRow>& samples);
-  absl::Status ReadLogprobs(const std::vector<SampleRow>& samples);
+  absl::Status StartSample(const std::vector<SampleRow>& samples);
+  absl::Status FinishSample();
+  // `wait` for the device with a timeout, again and again while it may be waiting for peers that live.
+  absl::Status Await(absl::FunctionRef<absl::Status(int64_t timeout_ms)> wait) const;
+  absl::Status Await(int64_t mark) const {
+    return Await([this, mark](int64_t timeout_ms) { return ops->Wait(mark, timeout_ms); });
+  }
+  absl::Status AwaitAll() const {
+    return Await([this](int64_t timeout_ms) { return ops->Synchronize(timeout_ms); });
+  }
 
   const float* all_logits() const {
     return static_cast<const float*>((gathered ? gathered : logits)->data());
   }
   // After an error nothing runs any more: block tables and cache may have parted from the other ranks'.
   absl::Status Keep(absl::Status status) {
-    if (dead.ok() && !status.ok()) dead = status;
+    if (dead.ok() && !status.ok()) {
+      dead = status;
+      ops->StopReplays();
+    }
     return status;
   }
 };
@@ -213,13 +211,12 @@ absl::Status ModelRunner::Impl::Load(const Checkpoint& checkpoint, RankReport* r
 absl::Status ModelRunner::Impl::AllocateBuffers() {
   const int64_t max_tokens = options.max_tokens_per_step;
   const int64_t max_logits = options.max_logits_per_step;
-  const int64_t context_blocks = (options.context_length + options.block_size - 1) / options.block_size;
-  // Six arrays of a value per token or logits row, the longest of 8 bytes, and a table per row of the plan.
-  const int64_t arrays = 6 * ((max_tokens + max_logits) * 8 + kAlignment);
-  const int64_t table_bytes = max_tokens * (context_blocks * 4 + kAlignment);
-  PHX_RETURN_IF_ERROR(staging.Allocate(ops, arrays + table_bytes));
-  batch.sequences.reserve(max_tokens);
-
+  PHX_RETURN_IF_ERROR(batch.Init(ops, {.max_tokens = max_tokens,
+                                       .max_logits = max_logits,
+                                       .context_length = options.context_length,
+                                       .block_size = options.block_size,
+                                       .vocab_size = config.vocab_size,
+                                       .num_rope_modes = config.rope.size()}));
   const int64_t logits_bytes = max_logits * plan.max_vocab_share * static_cast<int64_t>(sizeof(float));
   PHX_ASSIGN_OR_RETURN(logits, ops->Allocate(logits_bytes));
   if (collective->size() > 1) {
@@ -239,144 +236,103 @@ absl::Status ModelRunner::Impl::AllocateBuffers() {
   return absl::OkStatus();
 }
 
-absl::Status ModelRunner::Impl::CheckRow(const PlanRow& row, const std::vector<int32_t>* table,
-                                         int64_t last_logits) const {
-  const auto error = [&row](const auto&... parts) {
-    return absl::InternalError(absl::StrCat("step plan, row of sequence ", row.sequence, ": ", parts...));
-  };
-  if (table == nullptr) return error("no such sequence");
-  if (row.tokens.empty()) return error("no tokens");
-  const int64_t end = int64_t{row.first_position} + static_cast<int64_t>(row.tokens.size());
-  const int64_t room =
-      std::min<int64_t>(static_cast<int64_t>(table->size()) * options.block_size, options.context_length);
-  if (row.first_position < 0 || end > room) {
-    return error("positions ", row.first_position, " to ", end, ", must be 0 to ", room, ", what its ",
-                 table->size(), " blocks and the context hold");
-  }
-  for (int64_t i = row.first_position / options.block_size; i * options.block_size < end; ++i) {
-    if (tables.holders((*table)[i]) > 1) {
-      return error("positions ", row.first_position, " to ", end, " write block ", (*table)[i], ", which ",
-                   tables.holders((*table)[i]), " sequences hold");
+// Steps of no sequences: the longest first, which need the most memory.
+absl::Status ModelRunner::Impl::RecordReplays() {
+  if (!ops->info().replays) return absl::OkStatus();
+  for (const int rows : options.replay_rows) {
+    if (rows <= std::min(options.max_tokens_per_step, options.max_logits_per_step)) {
+      replay_rows.push_back(rows);
     }
   }
-  if (row.rope_mode >= config.rope.size()) {
-    return error("RoPE mode ", row.rope_mode, ", must be below ", config.rope.size());
+  for (auto rows = replay_rows.rbegin(); rows != replay_rows.rend(); ++rows) {
+    PHX_RETURN_IF_ERROR(batch.Build(StepPlan(), tables, 0, static_cast<const int32_t*>(ids->data()), *rows));
+    PHX_RETURN_IF_ERROR(model->Forward(batch.rows(), cache.get(), static_cast<float*>(logits->data())));
   }
-  for (const int32_t token : row.tokens) {
-    if (token >= config.vocab_size) return error("token ", token, ", must be below ", config.vocab_size);
-    if (token < 0 && -1 - int64_t{token} >= last_logits) {
-      return error("refers to logits row ", -1 - int64_t{token}, " of the step before, which had ",
-                   last_logits);
-    }
-  }
-  int32_t last = -1;
-  for (const int32_t offset : row.logit_offsets) {
-    if (offset <= last || offset >= static_cast<int64_t>(row.tokens.size())) {
-      return error("logits offset ", offset, ", must be rising and below ", row.tokens.size());
-    }
-    last = offset;
-  }
-  return absl::OkStatus();
+  return AwaitAll();
 }
 
-absl::Status ModelRunner::Impl::BuildBatch(const StepPlan& step) {
-  const int64_t last_logits = batch.num_logits;
-  const int64_t num_tokens = step.num_tokens();
-  const int64_t num_logits = step.num_logits();
-  if (num_tokens > options.max_tokens_per_step || num_logits > options.max_logits_per_step) {
-    return absl::InternalError(absl::StrCat("step plan ", step.step, " has ", num_tokens, " tokens and ",
-                                            num_logits, " logits rows; at most ", options.max_tokens_per_step,
-                                            " and ", options.max_logits_per_step, " are allowed"));
-  }
-  batch.num_tokens = num_tokens;
-  batch.num_logits = num_logits;
-  batch.sampled = static_cast<const int32_t*>(ids->data());
-  batch.sequences.clear();
-  staging.Clear();
-  int32_t* token_ids = staging.Take(num_tokens, &batch.token_ids);
-  int32_t* from_sampled = staging.Take(num_tokens, &batch.from_sampled);
-  int32_t* positions = staging.Take(num_tokens, &batch.positions);
-  int32_t* rope_mode = staging.Take(num_tokens, &batch.rope_mode);
-  int64_t* slots = staging.Take(num_tokens, &batch.slots);
-  int32_t* logit_rows = staging.Take(num_logits, &batch.logit_rows);
-
-  int64_t t = 0;
-  for (const PlanRow& row : step.rows) {
-    const std::vector<int32_t>* table = tables.Find(row.sequence);
-    PHX_RETURN_IF_ERROR(CheckRow(row, table, last_logits));
-    const auto num_rows = static_cast<int64_t>(row.tokens.size());
-    const int64_t blocks = (row.first_position + num_rows + options.block_size - 1) / options.block_size;
-    AttentionSequence sequence = {.first_row = t, .num_rows = num_rows, .first_position = row.first_position};
-    std::copy_n(table->begin(), blocks, staging.Take(blocks, &sequence.block_table));
-    batch.sequences.push_back(sequence);
-    for (const int32_t offset : row.logit_offsets) *logit_rows++ = static_cast<int32_t>(t + offset);
-    for (int64_t i = 0; i < num_rows; ++i, ++t) {
-      const int32_t token = row.tokens[i];
-      const int64_t position = row.first_position + i;
-      token_ids[t] = std::max(token, 0);
-      from_sampled[t] = token >= 0 ? -1 : -1 - token;
-      positions[t] = static_cast<int32_t>(position);
-      rope_mode[t] = static_cast<int32_t>(row.rope_mode);
-      slots[t] = int64_t{(*table)[position / options.block_size]} * options.block_size +
-                 position % options.block_size;
+absl::Status ModelRunner::Impl::Await(absl::FunctionRef<absl::Status(int64_t)> wait) const {
+  const auto began = std::chrono::steady_clock::now();
+  while (true) {
+    const absl::Status status = wait(kDeviceTimeoutMs);
+    const auto waited = std::chrono::steady_clock::now() - began;
+    if (!absl::IsDeadlineExceeded(status) || collective->size() == 1 ||
+        waited > std::chrono::milliseconds(options.peers_timeout_ms)) {
+      return status;
     }
+    PHX_RETURN_IF_ERROR(collective->Check());
   }
-  return num_tokens == 0 ? absl::OkStatus() : staging.Send(ops);
 }
 
 absl::Status ModelRunner::Impl::Launch(const StepPlan& step) {
+  // So that a rank that nobody's result makes wait is no more than two steps ahead of its device.
+  PHX_RETURN_IF_ERROR(Await(launched_before));
   PHX_RETURN_IF_ERROR(tables.Apply(step));
-  PHX_RETURN_IF_ERROR(BuildBatch(step));
-  if (batch.num_tokens == 0) return absl::OkStatus();
+  const int64_t padded = ops->info().replays ? RowsToReplay(step, replay_rows) : 0;
+  PHX_RETURN_IF_ERROR(
+      batch.Build(step, tables, num_logits, static_cast<const int32_t*>(ids->data()), padded));
+  num_logits = step.num_logits();
+  if (step.rows.empty()) return absl::OkStatus();
   auto* own = static_cast<float*>(logits->data());
-  PHX_RETURN_IF_ERROR(model->Forward(batch, cache.get(), own));
-  if (batch.num_logits == 0 || gathered == nullptr) return absl::OkStatus();
-  const int64_t bytes = batch.num_logits * plan.max_vocab_share * static_cast<int64_t>(sizeof(float));
+  PHX_RETURN_IF_ERROR(model->Forward(batch.rows(), cache.get(), own));
+  launched_before = launched;
+  PHX_ASSIGN_OR_RETURN(launched, ops->Mark());
+  if (gathered == nullptr) return absl::OkStatus();
+  // A step ends with an exchange of another kind than its sums', so that a recorded one finds them at the
+  // same places.
+  if (num_logits == 0) return collective->enqueues() ? collective->Barrier() : absl::OkStatus();
+  const int64_t bytes = num_logits * plan.max_vocab_share * static_cast<int64_t>(sizeof(float));
   return collective->AllGather(own, bytes, gathered->data());
 }
 
-absl::Status ModelRunner::Impl::Sample(const std::vector<SampleRow>& samples) {
+absl::Status ModelRunner::Impl::StartSample(const std::vector<SampleRow>& samples) {
   result.ids.clear();
   result.logprobs.clear();
-  if (static_cast<int64_t>(samples.size()) != batch.num_logits) {
+  num_top.clear();
+  if (static_cast<int64_t>(samples.size()) != num_logits) {
     return absl::InternalError(
-        absl::StrCat(samples.size(), " samples for the ", batch.num_logits, " logits rows of the last step"));
+        absl::StrCat(samples.size(), " samples for the ", num_logits, " logits rows of the last step"));
   }
   if (samples.empty()) return absl::OkStatus();
-  const bool want_logprobs =
+  for (const SampleRow& row : samples) num_top.push_back(row.num_top);
+  want_logprobs =
       std::any_of(samples.begin(), samples.end(), [](const SampleRow& row) { return row.num_top >= 0; });
   sample.logits = all_logits();
-  sample.num_rows = batch.num_logits;
+  sample.num_rows = num_logits;
   sample.rows = samples;
   sample.logprobs = want_logprobs ? static_cast<float*>(logprobs->data()) : nullptr;
   sample.top_ids = want_logprobs ? static_cast<int32_t*>(top_ids->data()) : nullptr;
   sample.top_logprobs = want_logprobs ? static_cast<float*>(top_logprobs->data()) : nullptr;
   PHX_RETURN_IF_ERROR(ops->Sample(sample));
-  result.ids.resize(samples.size());
-  PHX_RETURN_IF_ERROR(ops->Copy(result.ids.data(), ids->data(), batch.num_logits * 4, CopyKind::kToHost));
-  if (want_logprobs) return ReadLogprobs(samples);
-  result.logprobs.resize(samples.size());
-  return ops->Synchronize(kDeviceTimeoutMs);
+  const int64_t rows = num_logits;
+  result.ids.resize(rows);
+  PHX_RETURN_IF_ERROR(ops->Copy(result.ids.data(), ids->data(), rows * 4, CopyKind::kToHost));
+  if (want_logprobs) {
+    host_logprobs.resize(rows);
+    host_top_ids.resize(rows * kMaxTopLogprobs);
+    host_top_logprobs.resize(rows * kMaxTopLogprobs);
+    PHX_RETURN_IF_ERROR(ops->Copy(host_logprobs.data(), logprobs->data(), rows * 4, CopyKind::kToHost));
+    PHX_RETURN_IF_ERROR(
+        ops->Copy(host_top_ids.data(), top_ids->data(), rows * kMaxTopLogprobs * 4, CopyKind::kToHost));
+    PHX_RETURN_IF_ERROR(ops->Copy(host_top_logprobs.data(), top_logprobs->data(), rows * kMaxTopLogprobs * 4,
+                                  CopyKind::kToHost));
+  }
+  PHX_ASSIGN_OR_RETURN(sampled_mark, ops->Mark());
+  return absl::OkStatus();
 }
 
-absl::Status ModelRunner::Impl::ReadLogprobs(const std::vector<SampleRow>& samples) {
-  const int64_t rows = batch.num_logits;
-  host_logprobs.resize(rows);
-  host_top_ids.resize(rows * kMaxTopLogprobs);
-  host_top_logprobs.resize(rows * kMaxTopLogprobs);
-  PHX_RETURN_IF_ERROR(ops->Copy(host_logprobs.data(), logprobs->data(), rows * 4, CopyKind::kToHost));
-  PHX_RETURN_IF_ERROR(
-      ops->Copy(host_top_ids.data(), top_ids->data(), rows * kMaxTopLogprobs * 4, CopyKind::kToHost));
-  PHX_RETURN_IF_ERROR(ops->Copy(host_top_logprobs.data(), top_logprobs->data(), rows * kMaxTopLogprobs * 4,
-                                CopyKind::kToHost));
-  PHX_RETURN_IF_ERROR(ops->Synchronize(kDeviceTimeoutMs));
+absl::Status ModelRunner::Impl::FinishSample() {
+  if (result.ids.empty()) return absl::OkStatus();
+  PHX_RETURN_IF_ERROR(Await(sampled_mark));
+  PHX_RETURN_IF_ERROR(collective->Completed());
+  const auto rows = static_cast<int64_t>(result.ids.size());
   result.logprobs.resize(rows);
-  for (int64_t r = 0; r < rows; ++r) {
-    if (samples[r].num_top < 0) continue;
+  for (int64_t r = 0; r < rows && want_logprobs; ++r) {
+    if (num_top[r] < 0) continue;
     TokenLogprobs& out = result.logprobs[r];
     out.id = result.ids[r];
     out.logprob = host_logprobs[r];
-    for (int i = 0; i < std::min({samples[r].num_top, kMaxTopLogprobs, config.vocab_size}); ++i) {
+    for (int i = 0; i < std::min({num_top[r], kMaxTopLogprobs, config.vocab_size}); ++i) {
       const int64_t at = r * kMaxTopLogprobs + i;
       out.top.emplace_back(host_top_ids[at], host_top_logprobs[at]);
     }
@@ -385,7 +341,10 @@ absl::Status ModelRunner::Impl::ReadLogprobs(const std::vector<SampleRow>& sampl
 }
 
 ModelRunner::ModelRunner(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-ModelRunner::~ModelRunner() = default;
+ModelRunner::~ModelRunner() {
+  // What was recorded reads this model's memory, and may hold its collective's calls.
+  if (impl_->ops != nullptr) impl_->ops->StopReplays();
+}
 
 absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& checkpoint,
                                                                  const ModelConfig& config,
@@ -431,6 +390,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoin
     cached = cache.status();
   }
   PHX_RETURN_IF_ERROR(ExchangeReports(collective, cached, report).status());
+  PHX_RETURN_IF_ERROR(impl->RecordReplays());
   return std::unique_ptr<ModelRunner>(new ModelRunner(std::move(impl)));
 }
 
@@ -440,20 +400,32 @@ absl::Status ModelRunner::Launch(const StepPlan& plan) {
 }
 
 absl::StatusOr<StepResult> ModelRunner::Sample(const std::vector<SampleRow>& samples) {
+  PHX_RETURN_IF_ERROR(StartSample(samples));
+  return FinishSample();
+}
+
+absl::Status ModelRunner::StartSample(const std::vector<SampleRow>& samples) {
   PHX_RETURN_IF_ERROR(impl_->dead);
-  PHX_RETURN_IF_ERROR(impl_->Keep(impl_->Sample(samples)));
+  return impl_->Keep(impl_->StartSample(samples));
+}
+
+absl::StatusOr<StepResult> ModelRunner::FinishSample() {
+  PHX_RETURN_IF_ERROR(impl_->dead);
+  PHX_RETURN_IF_ERROR(impl_->Keep(impl_->FinishSample()));
   return impl_->result;
 }
 
+bool ModelRunner::runs_ahead() const { return impl_->ops->info().queued; }
+
 absl::Status ModelRunner::ShareSampled() {
   PHX_RETURN_IF_ERROR(impl_->dead);
-  if (impl_->batch.num_logits == 0 || impl_->collective->size() == 1) return absl::OkStatus();
-  return impl_->Keep(impl_->collective->Broadcast(impl_->ids->data(), impl_->batch.num_logits * 4, 0));
+  if (impl_->num_logits == 0 || impl_->collective->size() == 1) return absl::OkStatus();
+  return impl_->Keep(impl_->collective->Broadcast(impl_->ids->data(), impl_->num_logits * 4, 0));
 }
 
 absl::StatusOr<std::vector<float>> ModelRunner::ReadLogits() {
   PHX_RETURN_IF_ERROR(impl_->dead);
-  const int64_t rows = impl_->batch.num_logits;
+  const int64_t rows = impl_->num_logits;
   const int64_t share = impl_->plan.max_vocab_share;
   const int64_t vocab = impl_->config.vocab_size;
   std::vector<float> shares(rows * share * impl_->collective->size());
@@ -461,7 +433,8 @@ absl::StatusOr<std::vector<float>> ModelRunner::ReadLogits() {
   PHX_RETURN_IF_ERROR(impl_->ops->Copy(shares.data(), impl_->all_logits(),
                                        static_cast<int64_t>(shares.size() * sizeof(float)),
                                        CopyKind::kToHost));
-  PHX_RETURN_IF_ERROR(impl_->ops->Synchronize(kDeviceTimeoutMs));
+  PHX_RETURN_IF_ERROR(impl_->AwaitAll());
+  PHX_RETURN_IF_ERROR(impl_->collective->Completed());
   std::vector<float> out(rows * vocab);
   for (size_t s = 0; s < impl_->plan.ranks.size(); ++s) {
     const Range range = impl_->plan.ranks[s].vocab;
@@ -475,11 +448,13 @@ absl::StatusOr<std::vector<float>> ModelRunner::ReadLogits() {
 
 int64_t ModelRunner::num_kv_blocks() const { return impl_->num_blocks; }
 
+std::vector<int> ModelRunner::replay_rows() const { return impl_->replay_rows; }
+
 int64_t ModelRunner::weight_bytes() const { return impl_->model->weight_bytes(); }
 
 int64_t ModelRunner::memory_bytes() const {
-  int64_t bytes = impl_->model->weight_bytes() + impl_->model->workspace_bytes() + impl_->kv_bytes +
-                  impl_->staging.bytes();
+  int64_t bytes =
+      impl_->model->weight_bytes() + impl_->model->workspace_bytes() + impl_->kv_bytes + impl_->batch.bytes();
   for (const auto* buffer : {&impl_->logits, &impl_->gathered, &impl_->ids, &impl_->logprobs, &impl_->top_ids,
                              &impl_->top_logprobs}) {
     if (*buffer != nullptr) bytes += (*buffer)->bytes();

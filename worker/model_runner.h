@@ -2,7 +2,8 @@
 // shard and leaves logits where the leader samples them. It knows nothing of requests.
 //
 // Per step, on every rank, in this order:  Launch(plan) -> logits;  leader: Sample;  ShareSampled (Broadcast
-// of ids). Thread safety: one thread.
+// of ids). Where Ops are queued nothing but Sample and FinishSample waits for a step, and Launch for the last
+// but one. Thread safety: one thread.
 #pragma once
 
 #include <cstdint>
@@ -31,9 +32,15 @@ struct ModelRunnerOptions {
   // Blocks this rank could hold; the group takes the minimum over its ranks.
   int64_t kv_bytes = 0;       // memory for the KV cache on this rank
   int64_t max_kv_blocks = 0;  // never more than this (sequences x context is enough)
+  // Where Ops replay: a step of few rows for each sequence is filled up to one of these numbers of rows, with
+  // rows that store nothing, and is recorded once for each. Rising, at most kMaxReplayRows; those beyond the
+  // two limits above are left out.
+  std::vector<int> replay_rows = {1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256};
   // Called where the weights are packed, before this rank meets the others, with the bytes that they take;
   // returns what kv_bytes is to be. May be null.
   std::function<int64_t(int64_t weight_bytes)> on_packed = nullptr;
+  // How long a rank's device may take for what waits for peers that live.
+  int64_t peers_timeout_ms = 3600000;
 };
 
 // Everything that this group's tokens depend on, beside the request (invariant 3 of the design): weights
@@ -64,6 +71,9 @@ class ModelRunner : public StepRunner {
   // As StepRunner states; logits are gathered on every rank.
   absl::Status Launch(const StepPlan& plan) override;
   absl::StatusOr<StepResult> Sample(const std::vector<SampleRow>& samples) override;
+  absl::Status StartSample(const std::vector<SampleRow>& samples) override;
+  absl::StatusOr<StepResult> FinishSample() override;
+  bool runs_ahead() const override;
   absl::Status ShareSampled() override;
 
   // Logits of the last Launch as [num_logits, vocab_size] fp32, for tests and log-probability tools.
@@ -72,6 +82,8 @@ class ModelRunner : public StepRunner {
   int64_t num_kv_blocks() const;
   int64_t memory_bytes() const;  // weights, KV cache and buffers of this rank
   int64_t weight_bytes() const;  // packed weights of this rank
+  // Numbers of rows that are replayed; empty where Ops do not replay.
+  std::vector<int> replay_rows() const;
 
  private:
   struct Impl;

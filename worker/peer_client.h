@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -29,6 +30,13 @@ struct PlanStreamOptions {
   // long.
   int connect_timeout_ms = 30000;
 };
+
+// Brings `blob` to the meeting `topic` at the leader (PeerMeeting) and waits for what the other ranks bring,
+// at most connect_timeout_ms (DeadlineExceeded naming those that are missing, or the leader's last answer)
+// and until `cancelled`, which may be null. Every rank's blob, by rank.
+absl::StatusOr<std::vector<std::string>> MeetAtLeader(const PlanStreamOptions& options,
+                                                      const std::string& topic, const std::string& blob,
+                                                      const std::function<bool()>& cancelled);
 
 // Thread safety: any thread. `on_lost` is called at most once, without locks, by the stream's thread; not
 // after Stop.

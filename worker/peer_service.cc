@@ -18,11 +18,17 @@ using internal::v1::FollowResponse;
 constexpr size_t kMaxQueuedPlans = 64;
 // How soon a stream without traffic notices that its follower is gone.
 constexpr std::chrono::milliseconds kPoll{20};
+// How long a rank that came to the meeting waits for the others before it asks again.
+constexpr std::chrono::milliseconds kMeetWait{500};
 
 }  // namespace
 
 FollowerSet::FollowerSet(std::string group_id, uint64_t epoch, int num_ranks, OnLost on_lost)
-    : group_id_(std::move(group_id)), epoch_(epoch), on_lost_(std::move(on_lost)), followers_(num_ranks) {}
+    : group_id_(std::move(group_id)),
+      epoch_(epoch),
+      on_lost_(std::move(on_lost)),
+      meeting_(group_id_, num_ranks),
+      followers_(num_ranks) {}
 
 absl::Status FollowerSet::WaitForAll(CondVar::Clock::time_point deadline) {
   MutexLock lock(mu_);
@@ -57,6 +63,7 @@ absl::Status FollowerSet::Send(const internal::v1::StepPlan& plan) {
 }
 
 void FollowerSet::Close(const std::string& reason) {
+  meeting_.Close(reason);
   MutexLock lock(mu_);
   if (closed_) return;
   closed_ = true;
@@ -110,26 +117,43 @@ void PeerService::ClearGroup(const FollowerSet* group) {
   if (group_.get() == group) group_.reset();
 }
 
+absl::StatusOr<std::shared_ptr<FollowerSet>> PeerService::Find(const std::string& group_id, uint64_t epoch) {
+  MutexLock lock(mu_);
+  if (group_ == nullptr || group_->group_id() != group_id || group_->epoch() < epoch) {
+    return absl::NotFoundError(
+        absl::StrCat("this worker does not lead group ", group_id, " epoch ", epoch, " (yet)"));
+  }
+  if (group_->epoch() > epoch) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("group ", group_id, " is in epoch ", group_->epoch(), "; epoch ", epoch, " is over"));
+  }
+  return group_;
+}
+
+grpc::Status PeerService::Meet(grpc::ServerContext*, const internal::v1::MeetRequest* request,
+                               internal::v1::MeetResponse* response) {
+  const auto group = Find(request->group_id(), request->epoch());
+  if (!group.ok()) return ToGrpc(group.status());
+  if (request->rank() < 1) {
+    return ToGrpc(absl::OutOfRangeError(absl::StrCat("rank ", request->rank(), " is no follower")));
+  }
+  auto met = (*group)->meeting().Meet(request->topic(), request->rank(), request->blob(),
+                                      CondVar::Clock::now() + kMeetWait);
+  if (!met.ok()) return ToGrpc(met.status());
+  response->mutable_missing()->Add(met->missing.begin(), met->missing.end());
+  for (std::string& blob : met->blobs) response->add_blobs(std::move(blob));
+  return grpc::Status::OK;
+}
+
 grpc::Status PeerService::Follow(grpc::ServerContext* context,
                                  grpc::ServerReaderWriter<FollowResponse, FollowRequest>* stream) {
   FollowRequest hello;
   if (!stream->Read(&hello)) return ToGrpc(absl::InvalidArgumentError("the stream ended before its hello"));
-  std::shared_ptr<FollowerSet> group;
-  {
-    MutexLock lock(mu_);
-    group = group_;
-  }
-  if (group == nullptr || group->group_id() != hello.group_id() || group->epoch() < hello.epoch()) {
-    return ToGrpc(absl::NotFoundError(absl::StrCat("this worker does not lead group ", hello.group_id(),
-                                                   " epoch ", hello.epoch(), " (yet)")));
-  }
-  if (group->epoch() > hello.epoch()) {
-    return ToGrpc(absl::FailedPreconditionError(absl::StrCat(
-        "group ", hello.group_id(), " is in epoch ", group->epoch(), "; epoch ", hello.epoch(), " is over")));
-  }
+  const auto group = Find(hello.group_id(), hello.epoch());
+  if (!group.ok()) return ToGrpc(group.status());
   spdlog::debug("group {} epoch {}: rank {} opened its plan stream", hello.group_id(), hello.epoch(),
                 hello.rank());
-  return group->Serve(hello.rank(), context, stream);
+  return (*group)->Serve(hello.rank(), context, stream);
 }
 
 }  // namespace phalanx

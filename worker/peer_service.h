@@ -9,8 +9,10 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "base/mutex.h"
 #include "phalanx/internal/v1/group_control.grpc.pb.h"
+#include "worker/peer_meeting.h"
 
 namespace phalanx {
 
@@ -31,6 +33,8 @@ class FollowerSet {
   // Sends a plan to all followers; never waits. Error: Close's reason, or ResourceExhausted naming a rank
   // that takes no plans any more.
   absl::Status Send(const internal::v1::StepPlan& plan);
+  // Of all ranks; Close closes it.
+  PeerMeeting& meeting() { return meeting_; }
   // Ends all streams with Aborted(reason). Idempotent.
   void Close(const std::string& reason);
 
@@ -49,6 +53,7 @@ class FollowerSet {
   const std::string group_id_;
   const uint64_t epoch_;
   const OnLost on_lost_;
+  PeerMeeting meeting_;
   Mutex mu_;
   CondVar changed_;
   std::vector<Follower> followers_ ABSL_GUARDED_BY(mu_);  // by rank; [0] is unused
@@ -69,8 +74,13 @@ class PeerService final : public internal::v1::GroupPeer::Service {
   grpc::Status Follow(
       grpc::ServerContext* context,
       grpc::ServerReaderWriter<internal::v1::FollowResponse, internal::v1::FollowRequest>* stream) override;
+  // The same errors (a rank may meet before its stream is attached), and PeerMeeting's.
+  grpc::Status Meet(grpc::ServerContext* context, const internal::v1::MeetRequest* request,
+                    internal::v1::MeetResponse* response) override;
 
  private:
+  absl::StatusOr<std::shared_ptr<FollowerSet>> Find(const std::string& group_id, uint64_t epoch);
+
   Mutex mu_;
   std::shared_ptr<FollowerSet> group_ ABSL_GUARDED_BY(mu_);
 };

@@ -117,6 +117,7 @@ absl::StatusOr<SequenceRequest> FromProto(const internal::v1::Submit& submit, ui
   request.source = source;
   request.request = submit.request();
   request.attempt = submit.attempt();
+  request.request_id = submit.request_id();
   request.prompt.assign(submit.prompt_ids().begin(), submit.prompt_ids().end());
   request.generated.assign(submit.generated_ids().begin(), submit.generated_ids().end());
   request.sampling.temperature = submit.temperature();

@@ -15,7 +15,9 @@
 #include "base/logging.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
+#include "worker/collective/device_collective.h"
 #include "worker/host_resources.h"
+#include "worker/verify_weights.h"
 
 namespace phalanx {
 namespace {
@@ -31,9 +33,9 @@ int64_t PackedElements(const Checkpoint& checkpoint, const StoredTensor& tensor)
   for (const char* suffix : {".scales", ".weight_scale", ".weight_scale_inv", ".input_scale"}) {
     if (tensor.name.ends_with(suffix)) return 0;
   }
-  int64_t elements = words ? 8 : 1;
+  int64_t elements = 1;
   for (const int64_t dim : tensor.shape) elements *= dim;
-  return elements;
+  return words ? elements * 8 : elements;
 }
 
 }  // namespace
@@ -44,9 +46,14 @@ int64_t EstimateWeightBytes(const Checkpoint& checkpoint, const OpsInfo& info, i
   for (const StoredTensor& tensor : checkpoint.tensors()) {
     // Rows of the embedding are read from the file, but where it is the head too.
     if (tensor.name == table && !checkpoint.config().tied_embeddings) continue;
-    const bool kept = tensor.dtype.has_value() && std::find(info.kept_dtypes.begin(), info.kept_dtypes.end(),
-                                                            *tensor.dtype) != info.kept_dtypes.end();
-    bytes += RowBytes(kept ? *tensor.dtype : info.weight_dtype, PackedElements(checkpoint, tensor));
+    const int64_t elements = PackedElements(checkpoint, tensor);
+    // Words of 4-bit matrices have no type of their own.
+    const DType stored = tensor.dtype.value_or(DType::kAwq);
+    const bool kept =
+        std::find(info.kept_dtypes.begin(), info.kept_dtypes.end(), stored) != info.kept_dtypes.end();
+    bytes += RowBytes(kept ? stored : info.weight_dtype, elements);
+    // Scales that lie apart in the file: of 64 columns 4 bytes.
+    if (kept && (stored == DType::kAwq || stored == DType::kF8E4M3)) bytes += elements / 16;
   }
   return bytes / num_ranks;
 }
@@ -93,10 +100,7 @@ absl::StatusOr<std::unique_ptr<SharedWeights>> OpenSharedWeights(const RankSpec&
   options.slice_key = absl::StrCat("rank ", spec.rank);
   // Padding, and the step that files grow by.
   options.expected_bytes = weight_bytes + weight_bytes / 32 + (int64_t{4} << 20);
-  // The other ranks wait meanwhile, in the first exchange.
-  options.wait = std::chrono::milliseconds(
-      spec.num_ranks == 1 ? config.shared_weights_wait_ms
-                          : std::min(config.shared_weights_wait_ms, config.collective_timeout_ms / 2));
+  options.wait = std::chrono::milliseconds(config.shared_weights_wait_ms);
   options.cancelled = cancelled;
   SharedWeights::RemoveUnused(options.folder, options.model_key);
   if (!rank.ops->UseWeightMemory(nullptr)) {
@@ -125,13 +129,14 @@ absl::StatusOr<int64_t> ContextLength(const RankSpec& spec, const ModelConfig& c
 absl::StatusOr<KvType> KvTypeOf(const RankSpec& spec, const WorkerConfig& config, const ModelConfig& model) {
   const std::optional<KvType> of_worker = KvTypeFromName(config.kv_cache_dtype);
   if (!of_worker) {
-    return absl::InvalidArgumentError(absl::StrCat("--kv-cache-dtype is '", config.kv_cache_dtype,
-                                                   "'; it must be auto, bf16, fp32 or int8"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kv-cache-dtype is '", config.kv_cache_dtype, "'; it must be ", kKvTypeChoices));
   }
   const KvType type = spec.kv_type != KvType::kAuto ? spec.kv_type : *of_worker;
-  if (type == KvType::kInt8 && model.mla) {
+  if (IsQuantised(type) && model.mla) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "kv-cache-dtype int8 (of the ", spec.kv_type != KvType::kAuto ? "load request" : "worker's flag",
+        "kv-cache-dtype ", KvTypeName(type), " (of the ",
+        spec.kv_type != KvType::kAuto ? "load request" : "worker's flag",
         ") is not for latent attention (MLA), which ", spec.path, " has; auto, bf16 and fp32 are"));
   }
   return type;
@@ -161,15 +166,65 @@ absl::StatusOr<std::shared_ptr<const TokenBytes>> LoadTokenBytes(const std::stri
   return std::make_shared<const TokenBytes>(*std::move(bytes));
 }
 
+namespace {
+
+// The vocabulary and the width of a config.json size memory before the weights are looked for: they must be
+// the file's.
+absl::Status CheckEmbedding(const Checkpoint& checkpoint) {
+  const std::string name = checkpoint.Locate("model.embed_tokens.weight").name;
+  const StoredTensor* tensor = checkpoint.FindTensor(name);
+  if (tensor == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat(checkpoint.path(), ": tensor ", name, " is missing"));
+  }
+  const std::vector<int64_t> shape = {checkpoint.config().vocab_size, checkpoint.config().hidden_size};
+  if (tensor->shape == shape) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      checkpoint.path(), ": tensor ", name, " has the shape [", absl::StrJoin(tensor->shape, ", "),
+      "], must be [", absl::StrJoin(shape, ", "), "], the config's vocabulary and width"));
+}
+
+}  // namespace
+
 std::string KernelRung(const WorkerConfig& config) {
   return config.device == "cpu" ? config.rung : config.device;
 }
+
+DeviceMode DeviceModeOf(const WorkerConfig& config) {
+  return config.cuda_mode == "fast" ? DeviceMode::kFast : DeviceMode::kInvariant;
+}
+
+DeviceGraphs GraphsOf(const WorkerConfig& config) {
+  return config.cuda_graphs == "on"    ? DeviceGraphs::kOn
+         : config.cuda_graphs == "off" ? DeviceGraphs::kOff
+                                       : DeviceGraphs::kAuto;
+}
+
+namespace {
+
+// Of a backend that replays.
+void LogReplays(const LoadedRank& rank) {
+  const ReplayStats stats = rank.ops->replay_stats();
+  spdlog::info("steps of {} rows are replayed: {} graphs in {} KiB of the device's memory",
+               absl::StrJoin(rank.runner->replay_rows(), ", "), stats.recorded, stats.bytes >> 10);
+  if (stats.not_recorded > 0) {
+    spdlog::warn(
+        "{} pieces of steps cannot be recorded and are enqueued each time; --cuda-graphs on says why",
+        stats.not_recorded);
+  }
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const WorkerConfig& config,
                                                      const std::function<bool()>& cancelled,
                                                      const std::function<void(Collective*)>& on_collective) {
   auto rank = std::make_unique<LoadedRank>();
   PHX_ASSIGN_OR_RETURN(rank->checkpoint, Checkpoint::Open(spec.path));
+  if (config.verify_weights) {
+    const bool corrupt = std::count(config.debug_faults.begin(), config.debug_faults.end(), "corrupt") > 0;
+    PHX_RETURN_IF_ERROR(VerifyWeights(rank->checkpoint->Files(), cancelled, corrupt));
+  }
+  PHX_RETURN_IF_ERROR(CheckEmbedding(*rank->checkpoint));
   rank->config = rank->checkpoint->config();
   PHX_ASSIGN_OR_RETURN(rank->plan, MakeShardPlan(rank->config, spec.num_shards, spec.num_ranks));
   PHX_ASSIGN_OR_RETURN(rank->options.context_length, ContextLength(spec, rank->config));
@@ -180,21 +235,21 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   const HostResources host = ReadHostResources();
   OpsOptions ops_options;
   ops_options.rung = KernelRung(config);
+  ops_options.device_mode = DeviceModeOf(config);
+  ops_options.cache_folder = config.cache_folder;
+  ops_options.graphs = GraphsOf(config);
+  ops_options.dependent_launch = config.cuda_dependent_launch == "on";
+  ops_options.fp16 = config.cuda_dtype == "fp16";
   ops_options.compute = spec.compute;
   ops_options.num_threads =
       config.threads > 0 ? config.threads : std::max(1, host.cpus / spec.workers_on_host);
   std::string not_pinned;
   PHX_ASSIGN_OR_RETURN(ops_options.cpus, CpusToPin(config.pin_threads, ops_options.num_threads, &not_pinned));
   PHX_ASSIGN_OR_RETURN(ops_options.kv_type, KvTypeOf(spec, config, rank->config));
+  ops_options.gpu = config.gpu;
+  ops_options.gpu_of_rank = spec.rank;
   PHX_ASSIGN_OR_RETURN(rank->ops, CreateOps(ops_options));
   const OpsInfo& device = rank->ops->info();
-  if (device.backend == "cuda" && (spec.num_ranks > 1 || SubtreesOf(0, spec.num_shards).size() > 1)) {
-    return absl::UnimplementedError(
-        absl::StrCat("--device cuda serves a model on one rank with 1, 2, 4, ... shards so far, as its sums "
-                     "cannot leave the "
-                     "device; this load asks for ",
-                     spec.num_ranks, " ranks and ", spec.num_shards, " shards"));
-  }
   // A device has memory of its own, and to itself.
   const int64_t available_memory = device.free_bytes > 0 ? device.free_bytes : host.memory_available;
   const int sharers = device.free_bytes > 0 ? 1 : spec.workers_on_host;
@@ -205,6 +260,7 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   options.max_tokens_per_step = config.max_tokens_per_step;
   options.max_logits_per_step = std::max(kMinLogitsPerStep, config.max_sequences);
   options.block_size = config.kv_block_size;
+  options.peers_timeout_ms = int64_t{config.exchange_timeout_seconds} * 1000;
   const int64_t blocks_per_sequence = (options.context_length + options.block_size - 1) / options.block_size;
   options.max_kv_blocks =
       std::min<int64_t>(blocks_per_sequence * config.max_sequences, std::numeric_limits<int32_t>::max());
@@ -225,9 +281,21 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   collective.max_elements = needs.max_elements;
   collective.max_gather_bytes = needs.max_gather_bytes;
   collective.connect_timeout_ms = config.connect_timeout_ms;
-  collective.timeout_ms = config.collective_timeout_ms;
+  collective.timeout_ms = int64_t{config.exchange_timeout_seconds} * 1000;
   collective.cancelled = cancelled;
-  PHX_ASSIGN_OR_RETURN(rank->collective, CreateCollective(spec.collective, collective));
+  collective.tcp = config.CollectiveListen();
+  collective.meet = spec.meet;
+  if (device.exchanges) {
+    PHX_ASSIGN_OR_RETURN(std::unique_ptr<Collective> host,
+                         CreateCollective(spec.collective, HostHalf(collective)));
+    PHX_ASSIGN_OR_RETURN(rank->collective,
+                         CreateDeviceCollective(rank->ops.get(), std::move(host), collective,
+                                                config.gpu_exchange == "peer"   ? ExchangePath::kPeer
+                                                : config.gpu_exchange == "nccl" ? ExchangePath::kNccl
+                                                                                : ExchangePath::kAuto));
+  } else {
+    PHX_ASSIGN_OR_RETURN(rank->collective, CreateCollective(spec.collective, collective));
+  }
   on_collective(rank->collective.get());
 
   // Behind the collective: all ranks must have met it soon, and this may wait for another worker.
@@ -245,6 +313,10 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   const int64_t available = device.free_bytes > 0 ? available_memory : ReadHostResources().memory_available;
   options.on_packed = [&, memory, was_packed, available, sharers](int64_t packed_bytes) {
     int64_t own_bytes = packed_bytes;
+    // A device holds the embedding's table, too.
+    if (device.free_bytes > 0) {
+      own_bytes += RowBytes(device.weight_dtype, int64_t{rank->config.vocab_size} * rank->config.hidden_size);
+    }
     if (memory != nullptr) {
       memory->Finish();
       if (was_packed) own_bytes -= memory->bytes();
@@ -269,6 +341,7 @@ absl::StatusOr<std::unique_ptr<LoadedRank>> LoadRank(const RankSpec& spec, const
   spdlog::info("rank {} of {}: {} MiB held, {} KV blocks of {} positions, {}", spec.rank, spec.num_ranks,
                rank->runner->memory_bytes() >> 20, rank->runner->num_kv_blocks(), options.block_size,
                rank->fingerprint);
+  if (rank->ops->info().replays) LogReplays(*rank);
   return rank;
 }
 

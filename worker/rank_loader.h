@@ -32,6 +32,7 @@ struct RankSpec {
   int64_t context_length = 0;      // 0: the model's own
   std::string collective;          // kind
   std::string collective_id;
+  MeetFunction meet;  // null: no collective that needs it
   int workers_on_host = 1;
 };
 
@@ -66,6 +67,8 @@ int64_t EstimateWeightBytes(const Checkpoint& checkpoint, const OpsInfo& info, i
 
 // The rung for CreateOps that --device and --rung ask for; --device is not auto.
 std::string KernelRung(const WorkerConfig& config);
+DeviceMode DeviceModeOf(const WorkerConfig& config);
+DeviceGraphs GraphsOf(const WorkerConfig& config);
 
 // Errors name the file, the flag or the rank at fault. `cancelled` ends the wait for the other ranks.
 // `on_collective` gets the collective as soon as it exists, to abort what follows; it lives until the

@@ -131,9 +131,11 @@ absl::StatusOr<Admission> Scheduler::Submit(SequenceRequest request) {
   s->limit = std::min<int64_t>(s->request.max_tokens, im.options.context_length - s->num_prompt());
   if (s->num_generated() > 0) s->prompt_logits_from = s->num_prompt();
   if (im.BlocksOf(*s) > im.options.num_blocks) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "request ", s->request.request, " needs ", im.BlocksOf(*s), " KV blocks for ", s->num_prompt(),
-        " prompt tokens and ", s->limit, " generated ones, and the group has ", im.options.num_blocks));
+    // Not ResourceExhausted: clients try again after that.
+    return absl::FailedPreconditionError(
+        absl::StrCat("request ", s->request.request, " needs ", im.BlocksOf(*s), " KV blocks for ",
+                     s->num_prompt(), " prompt tokens and ", s->limit, " generated ones, and the group has ",
+                     im.options.num_blocks, " in all; ask for fewer tokens"));
   }
   if (im.queue.empty() && im.Fits(*s)) {
     im.queue.Served(*s);

@@ -91,6 +91,7 @@ struct SequenceRequest {
   uint32_t rope_mode = 0;
   int32_t priority = 0;    // lower values go first
   std::string cache_salt;  // KV blocks are shared between requests of one salt alone
+  std::string request_id;  // the client's name for it, for logs
 };
 
 enum class Admission { kAccepted, kQueued };
@@ -134,6 +135,7 @@ struct SequenceOutput {
   std::optional<int32_t> stop_id;
   int32_t cached_prompt_tokens = 0;  // that the prefix cache served when the sequence began; in every output
   absl::Status error;                // not OK: it failed, by itself; there are no tokens and nothing follows
+  std::string request_id;            // in its last output: `finish` or `error` says so
 };
 inline constexpr int64_t kMaxLogitBias = 1024;  // entries of a request
 inline constexpr size_t kMaxCacheSaltBytes = 256;
@@ -158,8 +160,8 @@ class Scheduler {
 
   // kAccepted: it runs. kQueued: it waits; see TakeAdmitted. InvalidArgument (prompt empty or
   // over the context, ids, limits or sampling out of range, `generated` that is complete already),
-  // FailedPrecondition (a thinking budget without token_bytes), ResourceExhausted (queue full, or more blocks
-  // than exist), AlreadyExists (a request known with this attempt or a later one). A later attempt ends an
+  // FailedPrecondition (a thinking budget without token_bytes, more blocks than exist), ResourceExhausted
+  // (queue full), AlreadyExists (a request known with this attempt or a later one). A later attempt ends an
   // earlier one of the same request, even if it is refused itself.
   absl::StatusOr<Admission> Submit(SequenceRequest request);
   // Forgets a request wherever it is; unknown ones are ignored. Its blocks are given back at once: plans run

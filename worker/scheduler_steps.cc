@@ -301,6 +301,7 @@ std::vector<SequenceOutput> Scheduler::Impl::Commit(const StepResult& result) {
       for (const int32_t block : s->blocks) kv.Unpublish(block);
     }
     const bool over = out.finish != Finish::kNone || !out.error.ok();
+    if (over) out.request_id = s->request.request_id;
     if (over || !out.tokens.empty() || !out.prompt_logprobs.empty()) outputs.push_back(std::move(out));
     if (over) Forget(sequences.find(s->key()));
   }

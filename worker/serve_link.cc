@@ -47,7 +47,9 @@ void ServeLink::Stop() {
 bool ServeLink::Send(uint64_t source, ServeRequest* message) {
   MutexLock lock(mu_);
   if (stream_ == nullptr || source_ != source) return false;
-  stream_->Write(std::move(*message));
+  // A long step with a burst of requests behind it answers them all at once.
+  const auto kind = message->has_submit_result() ? Stream::Kind::kAnswer : Stream::Kind::kOwn;
+  stream_->Write(std::move(*message), kind);
   return true;
 }
 

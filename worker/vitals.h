@@ -13,16 +13,24 @@ namespace phalanx {
 // Thread safety: any thread.
 class WorkerVitals {
  public:
-  void StepBegins() { step_began_.store(Now(), std::memory_order_relaxed); }
+  // Steps end in the order in which they began. One thread tells of both.
+  void StepBegins() {
+    if (in_flight_.fetch_add(1, std::memory_order_relaxed) == 0) {
+      step_began_.store(Now(), std::memory_order_relaxed);
+    }
+  }
   void StepEnds() {
+    if (in_flight_.load(std::memory_order_relaxed) == 0) return;
     const int64_t now = Now();
-    const int64_t began = step_began_.load(std::memory_order_relaxed);
-    if (began != 0) step_seconds_.Observe(static_cast<double>(now - began) * 1e-9);
+    step_seconds_.Observe(static_cast<double>(now - step_began_.load(std::memory_order_relaxed)) * 1e-9);
     step_ended_.store(now, std::memory_order_relaxed);
-    step_began_.store(0, std::memory_order_relaxed);
+    // One that was launched ahead runs from here on.
+    step_began_.store(in_flight_.fetch_sub(1, std::memory_order_relaxed) > 1 ? now : 0,
+                      std::memory_order_relaxed);
   }
   // No group any more: no step runs and nothing is held.
   void Reset() {
+    in_flight_.store(0, std::memory_order_relaxed);
     step_began_.store(0, std::memory_order_relaxed);
     step_ended_.store(0, std::memory_order_relaxed);
     memory_bytes_.store(0, std::memory_order_relaxed);
@@ -49,7 +57,8 @@ class WorkerVitals {
                                            0.25,   0.5,   1,      2.5,   5,    10,    60};
 
   metrics::Histogram step_seconds_{kStepBounds};
-  std::atomic<int64_t> step_began_{0};
+  std::atomic<int> in_flight_{0};
+  std::atomic<int64_t> step_began_{0};  // of the oldest in flight; 0: none
   std::atomic<int64_t> step_ended_{0};
   std::atomic<int64_t> memory_bytes_{0};
 };

@@ -16,8 +16,7 @@ namespace {
 constexpr int kTileRows = 16;
 constexpr int kTileK = 32;
 constexpr int kChunk = 256;
-constexpr int kInt8Group = 32;  // channels of a scale, and of a tile of keys
-static_assert(kInt8Group == kTileK);
+static_assert(kKvGroup == kTileK, "channels of a scale, and of a tile of keys");
 
 // What a pair of row tiles and a pair of panels of weights make: tiles 0..3 sums, 4 and 5 rows, 6 and 7
 // weights.
@@ -57,8 +56,24 @@ inline void Store(const Sums& s) {
   if (s.two_rows && s.two_panels) _tile_stored(3, c + kTileRows * s.stride + 64, s.stride);
 }
 
-inline __m512 Int8Floats(const int8_t* p) {
+// Codes of a cache.
+struct Int8 {
+  int8_t code;
+};
+struct E4m3 {
+  uint8_t code;
+};
+
+inline __m512 Floats(const Int8* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
+inline __m512 Floats(const E4m3* p) {
+  // In fp16's places a code is its number times 2^-8, subnormal ones too.
+  const __m256i words = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256i halves =
+      _mm256_and_si256(_mm256_slli_epi16(words, 7), _mm256_set1_epi16(static_cast<int16_t>(0xbf80)));
+  return _mm512_mul_ps(_mm512_cvtph_ps(halves), _mm512_set1_ps(256.0f));
 }
 
 inline void StoreBf16(__m512 low, __m512 high, uint16_t* out) {
@@ -67,21 +82,23 @@ inline void StoreBf16(__m512 low, __m512 high, uint16_t* out) {
 }
 
 // A panel of 16 keys, to bf16.
-void WidenKeys(const int8_t* panel, const uint16_t* scales, int64_t stride, int64_t depth, uint16_t* out) {
+template <typename W>
+void WidenKeys(const W* panel, const uint16_t* scales, int64_t stride, int64_t depth, uint16_t* out) {
   const __m512i lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-  for (int64_t d = 0; d < depth; d += kInt8Group, scales += stride) {
+  for (int64_t d = 0; d < depth; d += kKvGroup, scales += stride) {
     const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales));
     const __m512 of_key = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
     const __m512 low = _mm512_permutexvar_ps(lanes, of_key);
     const __m512 high = _mm512_permutexvar_ps(_mm512_add_epi32(lanes, _mm512_set1_epi32(8)), of_key);
-    for (int pair = 0; pair < kInt8Group / 2; ++pair, panel += 2 * kPanel, out += 2 * kPanel) {
-      StoreBf16(_mm512_mul_ps(Int8Floats(panel), low), _mm512_mul_ps(Int8Floats(panel + kPanel), high), out);
+    for (int pair = 0; pair < kKvGroup / 2; ++pair, panel += 2 * kPanel, out += 2 * kPanel) {
+      StoreBf16(_mm512_mul_ps(Floats(panel), low), _mm512_mul_ps(Floats(panel + kPanel), high), out);
     }
   }
 }
 
 // A tile of 16 channels of `keys` values; up to 32 zeros follow.
-void WidenValues(const int8_t* panel, const uint16_t* scales, int keys, uint16_t* out) {
+template <typename W>
+void WidenValues(const W* panel, const uint16_t* scales, int keys, uint16_t* out) {
   int j = 0;
   for (; j < keys; j += 2, panel += 2 * kPanel, out += 2 * kPanel) {
     // Words of the two keys' scales: even lanes are the first's, odd ones the second's.
@@ -89,7 +106,7 @@ void WidenValues(const int8_t* panel, const uint16_t* scales, int keys, uint16_t
     const __m512i words = _mm512_set1_epi32(both);
     const __m512 scale = _mm512_castsi512_ps(
         _mm512_mask_slli_epi32(_mm512_and_epi32(words, _mm512_set1_epi32(-0x10000)), 0x5555, words, 16));
-    StoreBf16(_mm512_mul_ps(Int8Floats(panel), scale), _mm512_mul_ps(Int8Floats(panel + kPanel), scale), out);
+    StoreBf16(_mm512_mul_ps(Floats(panel), scale), _mm512_mul_ps(Floats(panel + kPanel), scale), out);
   }
   if (j < kTileK) memset(out, 0, static_cast<size_t>(kTileK - j) * kPanel * sizeof(uint16_t));
 }
@@ -119,9 +136,10 @@ inline void Prefetch(const void* p, int lines) {
   for (int i = 0; i < lines; ++i) _mm_prefetch(static_cast<const char*>(p) + i * 64, _MM_HINT_T1);
 }
 
-// The same over int8: panels are widened two at a time and used while they are near. What Int8Values will
+// The same over codes: panels are widened two at a time and used while they are near. What CodedValues will
 // read of the same keys is fetched.
-void Int8Scores(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, int tile_rows) {
+template <typename W>
+void CodedScores(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, int tile_rows) {
   const auto* q = static_cast<const uint16_t*>(c.v.q);
   const int panels = (num_keys + kPanel - 1) / kPanel;
   const int64_t row_tile = static_cast<int64_t>(kTileRows) * c.v.key_depth, panel = kPanel * c.v.key_depth;
@@ -129,13 +147,12 @@ void Int8Scores(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, i
   for (int p = 0; p < panels; p += 2) {
     const int count = p + 1 < panels ? 2 : 1;
     for (int i = 0; i < c.v.value_panels; ++i) {
-      Prefetch(static_cast<const int8_t*>(c.values[p / 2]) + i * c.value_strides[p / 2],
-               kTileK * kPanel / 64);
+      Prefetch(static_cast<const W*>(c.values[p / 2]) + i * c.value_strides[p / 2], kTileK * kPanel / 64);
       if (i % 2 == 0) Prefetch(c.scales.values[p / 2] + i / 2 * c.scales.stride, 1);
     }
     for (int i = 0; i < count; ++i) {
-      WidenKeys(static_cast<const int8_t*>(c.keys[p + i]), c.scales.keys[p + i], c.scales.stride,
-                c.v.key_depth, widened + i * panel);
+      WidenKeys(static_cast<const W*>(c.keys[p + i]), c.scales.keys[p + i], c.scales.stride, c.v.key_depth,
+                widened + i * panel);
     }
     for (int r = 0; r < row_tiles; r += 2) {
       const Sums s = {c.v.scores + r * kTileRows * kScoreStride + p * kPanel, kScoreStride * 4,
@@ -221,8 +238,9 @@ void Values(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, int t
   }
 }
 
-// The same over int8, two panels at a time. The next chunk's keys are fetched.
-void Int8Values(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, int tile_rows) {
+// The same over codes, two panels at a time. The next chunk's keys are fetched.
+template <typename W>
+void CodedValues(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, int tile_rows) {
   const auto* weights = static_cast<const uint16_t*>(c.v.weights);
   const int key_tiles = (num_keys + kTileK - 1) / kTileK;
   const int64_t width = static_cast<int64_t>(c.v.value_panels) * kPanel;
@@ -232,15 +250,15 @@ void Int8Values(const AmxAttentionChunkParams& c, int num_keys, int row_tiles, i
     const int count = p + 1 < c.v.value_panels ? 2 : 1;
     for (int k = 0; k < key_tiles; ++k) {
       const int keys = num_keys - k * kTileK < kTileK ? num_keys - k * kTileK : kTileK;
-      const uint16_t* scales = c.scales.values[k] + p * kPanel / kInt8Group * c.scales.stride;
-      constexpr int kLines = kInt8Group * kPanel / 64;  // of a panel of keys, for each 32 channels
+      const uint16_t* scales = c.scales.values[k] + p * kPanel / kKvGroup * c.scales.stride;
+      constexpr int kLines = kKvGroup * kPanel / 64;  // of a panel of keys, for each 32 channels
       for (int q = 2 * k; q < 2 * k + 2 && q < c.next_panels; ++q) {
         if (p * kPanel >= c.v.key_depth) break;
-        Prefetch(static_cast<const int8_t*>(c.keys[kChunk / kPanel + q]) + p * kPanel * kPanel, kLines);
+        Prefetch(static_cast<const W*>(c.keys[kChunk / kPanel + q]) + p * kPanel * kPanel, kLines);
         if (q % 2 == 0) Prefetch(c.scales.keys[kChunk / kPanel + q] + p / 2 * c.scales.stride, 1);
       }
       for (int i = 0; i < count; ++i) {
-        WidenValues(static_cast<const int8_t*>(c.values[k]) + (p + i) * c.value_strides[k], scales, keys,
+        WidenValues(static_cast<const W*>(c.values[k]) + (p + i) * c.value_strides[k], scales, keys,
                     widened + (2 * k + i) * kTile);
       }
     }
@@ -320,7 +338,10 @@ void AmxAttentionChunk(const AmxAttentionChunkParams& c) {
   for (int v = 0; v < c.v.num_vectors; ++v)
     num_keys = c.v.num_keys[v] > num_keys ? c.v.num_keys[v] : num_keys;
   const int padded = (num_keys + kTileK - 1) / kTileK * kTileK;
-  c.int8 ? Int8Scores(c, num_keys, row_tiles, tile_rows) : Scores(c, num_keys, row_tiles, tile_rows);
+  const auto scores = c.codec == KvCodec::kNone   ? Scores
+                      : c.codec == KvCodec::kInt8 ? CodedScores<Int8>
+                                                  : CodedScores<E4m3>;
+  scores(c, num_keys, row_tiles, tile_rows);
   float max[64], sum[64];
   for (int v = 0; v < row_tiles * tile_rows; ++v) {
     uint16_t* row = static_cast<uint16_t*>(c.v.weights) +
@@ -331,7 +352,10 @@ void AmxAttentionChunk(const AmxAttentionChunkParams& c) {
       for (int k = 0; k < padded; k += kTileK) memset(row + k * tile_rows, 0, kTileK * sizeof(uint16_t));
     }
   }
-  c.int8 ? Int8Values(c, num_keys, row_tiles, tile_rows) : Values(c, num_keys, row_tiles, tile_rows);
+  const auto values = c.codec == KvCodec::kNone   ? Values
+                      : c.codec == KvCodec::kInt8 ? CodedValues<Int8>
+                                                  : CodedValues<E4m3>;
+  values(c, num_keys, row_tiles, tile_rows);
   for (int v = 0; v < c.v.num_vectors; ++v) Join(c.v, v, max[v], sum[v]);
 }
 

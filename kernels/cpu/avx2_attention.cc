@@ -10,11 +10,26 @@ namespace phalanx {
 namespace {
 
 constexpr int kChunk = 256;
-constexpr int kInt8Group = 32;  // channels of a scale
 constexpr int kMaxVectors = 64;
 
-inline __m256 Int8Floats(const int8_t* p) {
+// Elements of a cache that are codes; others are float and uint16_t.
+struct Int8 {
+  int8_t code;
+};
+struct E4m3 {
+  uint8_t code;
+};
+
+inline __m256 Floats(const Int8* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+
+inline __m256 Floats(const E4m3* p) {
+  // In fp16's places a code is its number times 2^-8, subnormal ones too.
+  const __m128i words = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  const __m128i halves =
+      _mm_and_si128(_mm_slli_epi16(words, 7), _mm_set1_epi16(static_cast<int16_t>(0xbf80)));
+  return _mm256_mul_ps(_mm256_cvtph_ps(halves), _mm256_set1_ps(256.0f));
 }
 
 inline __m256 Bf16Scales(const uint16_t* p) {
@@ -22,18 +37,20 @@ inline __m256 Bf16Scales(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
 }
 
-inline Panel16 LoadScaled(const int8_t* p, __m256 scale) {
-  return {_mm256_mul_ps(Int8Floats(p), scale), _mm256_mul_ps(Int8Floats(p + 8), scale)};
+template <typename W>
+Panel16 LoadScaled(const W* p, __m256 scale) {
+  return {_mm256_mul_ps(Floats(p), scale), _mm256_mul_ps(Floats(p + 8), scale)};
 }
 
 // A panel of 16 keys, `depth` channels, to fp32.
-void WidenKeys(const int8_t* panel, const uint16_t* scales, int64_t stride, int64_t depth, float* out) {
-  for (int64_t begin = 0; begin < depth; begin += kInt8Group, scales += stride) {
+template <typename W>
+void WidenKeys(const W* panel, const uint16_t* scales, int64_t stride, int64_t depth, float* out) {
+  for (int64_t begin = 0; begin < depth; begin += kKvGroup, scales += stride) {
     const __m256 low = Bf16Scales(scales), high = Bf16Scales(scales + 8);
-    const int64_t end = begin + kInt8Group < depth ? begin + kInt8Group : depth;
+    const int64_t end = begin + kKvGroup < depth ? begin + kKvGroup : depth;
     for (int64_t d = begin; d < end; ++d, panel += kPanel, out += kPanel) {
-      _mm256_storeu_ps(out, _mm256_mul_ps(Int8Floats(panel), low));
-      _mm256_storeu_ps(out + 8, _mm256_mul_ps(Int8Floats(panel + 8), high));
+      _mm256_storeu_ps(out, _mm256_mul_ps(Floats(panel), low));
+      _mm256_storeu_ps(out + 8, _mm256_mul_ps(Floats(panel + 8), high));
     }
   }
 }
@@ -42,7 +59,7 @@ inline void Prefetch(const void* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(static_cast<const char*>(p) + i, _MM_HINT_T1);
 }
 
-// What AnyTileProduct reads of the panels of a block's keys. Of int8 the block's values are fetched.
+// What AnyTileProduct reads of the panels of a block's keys. Of codes the block's values are fetched.
 template <typename W>
 auto KeysOf(const Avx2AttentionChunkParams& c, int b, int panels) {
   const W* keys = static_cast<const W*>(c.keys[b]);
@@ -64,14 +81,14 @@ Panel16 LoadValue(const Avx2AttentionChunkParams& c, int b, int panel, int key) 
   const W* v =
       static_cast<const W*>(c.values[b]) + (static_cast<int64_t>(panel) * c.value_rows + key) * kPanel;
   if constexpr (sizeof(W) == 1) {
-    const uint16_t scale = c.scales.values[b][panel * kPanel / kInt8Group * c.scales.stride + key];
+    const uint16_t scale = c.scales.values[b][panel * kPanel / kKvGroup * c.scales.stride + key];
     return LoadScaled(v, _mm256_castsi256_ps(_mm256_set1_epi32(scale << 16)));
   } else {
     return LoadPanel(v);
   }
 }
 
-// And of the panels of `num_keys` values; of int8 the next chunk's keys are fetched.
+// And of the panels of `num_keys` values; of codes the next chunk's keys are fetched.
 template <typename W>
 auto ValuesOf(const Avx2AttentionChunkParams& c, int b, int num_keys) {
   if constexpr (sizeof(W) == 1) {
@@ -239,7 +256,14 @@ void Chunk(const Avx2AttentionChunkParams& c) {
 }  // namespace
 
 void Avx2AttentionChunk(const Avx2AttentionChunkParams& c) {
-  c.int8 ? Chunk<int8_t>(c) : c.bf16 ? Chunk<uint16_t>(c) : Chunk<float>(c);
+  switch (c.codec) {
+    case KvCodec::kNone:
+      return c.bf16 ? Chunk<uint16_t>(c) : Chunk<float>(c);
+    case KvCodec::kInt8:
+      return Chunk<Int8>(c);
+    case KvCodec::kE4m3:
+      return Chunk<E4m3>(c);
+  }
 }
 
 }  // namespace phalanx

@@ -4,8 +4,8 @@
 #include <cstring>
 
 #include "base/status_macros.h"
-#include "kernels/int8_kv.h"
 #include "kernels/numeric.h"
+#include "kernels/quantised_kv.h"
 
 namespace phalanx {
 namespace {
@@ -57,6 +57,19 @@ void WithFormat(PanelFormat format, F f) {
   }
 }
 
+// Likewise with the codec.
+template <typename F>
+void WithCodec(KvCodec codec, F f) {
+  switch (codec) {
+    case KvCodec::kNone:
+      return f(std::integral_constant<KvCodec, KvCodec::kNone>());
+    case KvCodec::kInt8:
+      return f(std::integral_constant<KvCodec, KvCodec::kInt8>());
+    case KvCodec::kE4m3:
+      return f(std::integral_constant<KvCodec, KvCodec::kE4m3>());
+  }
+}
+
 template <PanelFormat kFormat>
 using Element = decltype(Rounded<kFormat>(0.0f));
 
@@ -86,38 +99,39 @@ void StorePosition(const CpuKvCache& cache, int64_t offset, const float* key, co
   }
 }
 
-// Quantises `n` channels of a position; calls put(d, q) for each.
-template <typename Put>
-void StoreInt8(const float* x, int64_t n, int64_t block_size, uint16_t* scales, Put put) {
-  int8_t q[kInt8KvGroup];
-  for (int64_t begin = 0; begin < n; begin += kInt8KvGroup, scales += block_size) {
-    const int64_t end = std::min(n, begin + kInt8KvGroup);
-    *scales = QuantiseInt8Kv(x + begin, end - begin, q);
-    for (int64_t d = begin; d < end; ++d) put(d, q[d - begin]);
+// Quantises `n` channels of a position; calls put(d, code) for each.
+template <KvCodec kCodec, typename Put>
+void StoreCodes(const float* x, int64_t n, int64_t block_size, uint16_t* scales, Put put) {
+  uint8_t codes[kKvGroup];
+  for (int64_t begin = 0; begin < n; begin += kKvGroup, scales += block_size) {
+    const int64_t end = std::min(n, begin + kKvGroup);
+    *scales = QuantiseKv<kCodec>(x + begin, end - begin, codes);
+    for (int64_t d = begin; d < end; ++d) put(d, codes[d - begin]);
   }
 }
 
-template <PanelFormat kFormat>
-void StoreInt8Position(const CpuKvCache& cache, int64_t offset, const float* key, const float* value,
-                       int8_t* keys, int8_t* values, uint16_t* key_scales, uint16_t* value_scales) {
+template <PanelFormat kFormat, KvCodec kCodec>
+void StoreCodedPosition(const CpuKvCache& cache, int64_t offset, const float* key, const float* value,
+                        uint8_t* keys, uint8_t* values, uint16_t* key_scales, uint16_t* value_scales) {
   const KvCacheShape shape = cache.shape();
   const int64_t depth = cache.key_depth();
   const bool panels = cache.panels();
-  StoreInt8(key, shape.key_dim, shape.block_size, key_scales + offset, [&](int64_t d, int8_t q) {
+  StoreCodes<kCodec>(key, shape.key_dim, shape.block_size, key_scales + offset, [&](int64_t d, uint8_t q) {
     keys[panels ? KeyIndex<kFormat>(depth, offset, d) : offset * shape.key_dim + d] = q;
   });
-  StoreInt8(value, shape.value_dim, shape.block_size, value_scales + offset, [&](int64_t d, int8_t q) {
-    values[panels ? ValueIndex<kFormat>(shape.block_size, offset, d) : offset * shape.value_dim + d] = q;
-  });
+  StoreCodes<kCodec>(
+      value, shape.value_dim, shape.block_size, value_scales + offset, [&](int64_t d, uint8_t q) {
+        values[panels ? ValueIndex<kFormat>(shape.block_size, offset, d) : offset * shape.value_dim + d] = q;
+      });
 }
 
 // Gathers keys (may be null) and values of `num_keys` positions from `begin` into panels of kAttentionChunk
 // keys. What follows the last key and the last channel, up to a tile's end, is zero.
-template <PanelFormat kFormat, bool kInt8>
+template <PanelFormat kFormat, KvCodec kCodec>
 void Gather(const CpuKvCache& cache, const AttentionParams& p, const AttentionSequence& sequence, int head,
             int64_t begin, int num_keys, void* keys_out, void* values_out) {
   using T = Element<kFormat>;
-  using Held = std::conditional_t<kInt8, int8_t, T>;
+  using Held = std::conditional_t<kCodec != KvCodec::kNone, uint8_t, T>;
   const KvCacheShape& s = cache.shape();
   const int64_t depth = cache.key_depth();
   const int value_dim = p.latent_value_dim > 0 ? p.latent_value_dim : s.value_dim;
@@ -137,9 +151,9 @@ void Gather(const CpuKvCache& cache, const AttentionParams& p, const AttentionSe
       value_scales = cache.ValueScales(block, p.layer, head);
     }
     const auto read = [&](Held held, const uint16_t* scales, int64_t d) {
-      if constexpr (kInt8) {
-        return Rounded<kFormat>(static_cast<float>(held) *
-                                FloatFromBf16(scales[d / kInt8KvGroup * s.block_size + offset]));
+      if constexpr (kCodec != KvCodec::kNone) {
+        return Rounded<kFormat>(KvNumber<kCodec>(held) *
+                                FloatFromBf16(scales[d / kKvGroup * s.block_size + offset]));
       } else {
         return held;
       }
@@ -175,7 +189,8 @@ KvFormat KvFormat::Of(KvType type, PanelFormat products) {
     case KvType::kBf16:
       return {amx ? PanelFormat::kAmxBf16 : PanelFormat::kBf16};
     case KvType::kInt8:
-      return {amx ? PanelFormat::kAmxBf16 : PanelFormat::kF32, true};
+    case KvType::kFp8:
+      return {amx ? PanelFormat::kAmxBf16 : PanelFormat::kF32, CodecOf(type)};
   }
   return {PanelFormat::kF32};
 }
@@ -188,7 +203,7 @@ int64_t CpuKvCache::BlockBytes(const KvCacheShape& s, KvFormat format) {
   const int64_t elements =
       int64_t{s.block_size} * (KeyDepth(s, format.panels) + int64_t{ValuePanels(s.value_dim)} * kPanel);
   const int64_t scales =
-      format.int8 ? s.block_size * (Int8KvGroups(s.key_dim) + Int8KvGroups(s.value_dim)) : 0;
+      format.coded() ? s.block_size * (NumKvGroups(s.key_dim) + NumKvGroups(s.value_dim)) : 0;
   return int64_t{s.num_layers} * s.num_kv_heads *
          (RoundUp(elements * format.held_bytes(), sizeof(uint16_t)) +
           scales * static_cast<int64_t>(sizeof(uint16_t)));
@@ -215,12 +230,12 @@ const char* CpuKvCache::Values(int64_t block, int layer, int head) const {
 }
 
 const uint16_t* CpuKvCache::KeyScales(int64_t block, int layer, int head) const {
-  return ValueScales(block, layer, head) - shape_.block_size * Int8KvGroups(shape_.key_dim);
+  return ValueScales(block, layer, head) - shape_.block_size * NumKvGroups(shape_.key_dim);
 }
 
 const uint16_t* CpuKvCache::ValueScales(int64_t block, int layer, int head) const {
   return reinterpret_cast<const uint16_t*>(Keys(block, layer, head) + head_bytes_) -
-         shape_.block_size * Int8KvGroups(shape_.value_dim);
+         shape_.block_size * NumKvGroups(shape_.value_dim);
 }
 
 void CpuKvCache::Store(int64_t slot, int layer, int head, const float* key, const float* value) {
@@ -229,14 +244,18 @@ void CpuKvCache::Store(int64_t slot, int layer, int head, const float* key, cons
   char* values = const_cast<char*>(Values(block, layer, head));
   const int64_t offset = slot % shape_.block_size;
   WithFormat(format_.panels, [&](auto format) {
-    if (format_.int8) {
-      StoreInt8Position<decltype(format)::value>(*this, offset, key, value, reinterpret_cast<int8_t*>(keys),
-                                                 reinterpret_cast<int8_t*>(values),
-                                                 const_cast<uint16_t*>(KeyScales(block, layer, head)),
-                                                 const_cast<uint16_t*>(ValueScales(block, layer, head)));
-      return;
-    }
-    StorePosition<decltype(format)::value>(*this, offset, key, value, keys, values);
+    WithCodec(format_.codec, [&](auto codec) {
+      constexpr PanelFormat kFormat = decltype(format)::value;
+      constexpr KvCodec kCodec = decltype(codec)::value;
+      if constexpr (kCodec == KvCodec::kNone) {
+        StorePosition<kFormat>(*this, offset, key, value, keys, values);
+      } else {
+        StoreCodedPosition<kFormat, kCodec>(*this, offset, key, value, reinterpret_cast<uint8_t*>(keys),
+                                            reinterpret_cast<uint8_t*>(values),
+                                            const_cast<uint16_t*>(KeyScales(block, layer, head)),
+                                            const_cast<uint16_t*>(ValueScales(block, layer, head)));
+      }
+    });
   });
 }
 
@@ -248,8 +267,8 @@ struct CpuAttention::Layout {
     const int value_dim = p.latent_value_dim > 0 ? p.latent_value_dim : s.value_dim;
     const int64_t value_width = int64_t{ValuePanels(value_dim)} * kPanel;
     const int64_t vectors = RoundUp(max_vectors, kAmxGemmBf16.max_tile_rows);
-    int8 = cache.format().int8 && s.block_size >= (amx ? kValueTile : kPanel);
-    const bool gather_keys = !cache.panels() || (cache.format().int8 && !int8);
+    coded = cache.format().coded() && s.block_size >= (amx ? kValueTile : kPanel);
+    const bool gather_keys = !cache.panels() || (cache.format().coded() && !coded);
     const bool gather_values = gather_keys || p.latent_value_dim > 0 || (amx && s.block_size < kValueTile);
     const auto take = [this](int64_t size) {
       const int64_t at = bytes;
@@ -269,7 +288,7 @@ struct CpuAttention::Layout {
     value_pointers = take(kAttentionChunk / kPanel * 8);
     value_strides = take(kAttentionChunk / kPanel * 8);
     last_tile = take(kValueTile * value_width * 2);
-    if (int8) {
+    if (coded) {
       key_scales = take(2 * kAttentionChunk / kPanel * 8);
       value_scales = take(kAttentionChunk / kPanel * 8);
       widened = take(amx ? 2 * kPanel * std::max<int64_t>(cache.key_depth(), kAttentionChunk) * 2
@@ -282,7 +301,7 @@ struct CpuAttention::Layout {
   int64_t plain_q, q, scores, weights, partial, out, max, sum, num_keys;
   int64_t key_pointers, value_pointers, value_strides, last_tile;
   int64_t keys = -1, values = -1;  // -1: read where they lie
-  bool int8 = false;               // and that is int8, then:
+  bool coded = false;              // and that is codes, then:
   int64_t key_scales = 0, value_scales = 0, widened = 0;
 };
 
@@ -304,10 +323,10 @@ struct CpuAttention::Work {
     char* keys_to = layout.keys >= 0 ? scratch + layout.keys : nullptr;
     char* values_to = scratch + layout.values;
     WithFormat(cache.format().panels, [&](auto format) {
-      constexpr PanelFormat kFormat = decltype(format)::value;
-      cache.format().int8
-          ? Gather<kFormat, true>(cache, params, *task.sequence, head(), begin, keys, keys_to, values_to)
-          : Gather<kFormat, false>(cache, params, *task.sequence, head(), begin, keys, keys_to, values_to);
+      WithCodec(cache.format().codec, [&](auto codec) {
+        Gather<decltype(format)::value, decltype(codec)::value>(cache, params, *task.sequence, head(), begin,
+                                                                keys, keys_to, values_to);
+      });
     });
   }
   int64_t EndPosition() const { return task.sequence->first_position + task.first_row + task.num_rows; }
@@ -423,7 +442,7 @@ void CpuAttention::RunAvx2Chunk(const Work& work, const AttentionVectors& vector
   Avx2AttentionChunkParams c;
   c.v = vectors;
   c.bf16 = cache.format().panels == PanelFormat::kBf16;
-  c.int8 = layout.int8;
+  c.codec = layout.coded ? cache.format().codec : KvCodec::kNone;
   const auto** key_scales = work.At<const uint16_t*>(layout.key_scales);
   const auto** value_scales = work.At<const uint16_t*>(layout.value_scales);
   c.scales = {key_scales, value_scales, cache.shape().block_size, work.scratch + layout.widened};
@@ -440,13 +459,13 @@ void CpuAttention::RunAvx2Chunk(const Work& work, const AttentionVectors& vector
     values[b] = layout.values >= 0 ? work.scratch + layout.values +
                                          int64_t{b} * c.block_keys * kPanel * cache.format().panel_bytes()
                                    : cache.Values(block, work.params.layer, work.head());
-    if (!layout.int8) continue;
+    if (!layout.coded) continue;
     key_scales[b] = cache.KeyScales(block, work.params.layer, work.head());
     value_scales[b] = cache.ValueScales(block, work.params.layer, work.head());
   }
   c.next_blocks = 0;
   for (int64_t position = begin + kAttentionChunk;
-       layout.int8 && position < std::min(work.EndPosition(), begin + 2 * kAttentionChunk);
+       layout.coded && position < std::min(work.EndPosition(), begin + 2 * kAttentionChunk);
        position += c.block_keys) {
     keys[kAttentionChunk / kPanel + c.next_blocks++] =
         cache.Keys(work.Block(position), work.params.layer, work.head());
@@ -463,7 +482,7 @@ void CpuAttention::RunAmxChunk(const Work& work, const AttentionVectors& vectors
   const auto** values = work.At<const void*>(layout.value_pointers);
   const auto** key_scales = work.At<const uint16_t*>(layout.key_scales);
   const auto** value_scales = work.At<const uint16_t*>(layout.value_scales);
-  const int64_t bytes = layout.int8 ? 1 : cache.format().panel_bytes();
+  const int64_t bytes = layout.coded ? 1 : cache.format().panel_bytes();
   auto* strides = work.At<int64_t>(layout.value_strides);
   for (int p = 0; p * kPanel < num_keys; ++p) {
     const int64_t position = begin + p * kPanel;
@@ -474,13 +493,13 @@ void CpuAttention::RunAmxChunk(const Work& work, const AttentionVectors& vectors
       offset = position % block_size;
     }
     keys[p] = first + offset * cache.key_depth() * bytes;
-    if (layout.int8) {
+    if (layout.coded) {
       key_scales[p] = cache.KeyScales(work.Block(position), work.params.layer, work.head()) + offset;
     }
   }
   const int64_t next = begin + kAttentionChunk;
   int next_panels = 0;
-  for (; layout.int8 && next_panels < kAttentionChunk / kPanel; ++next_panels) {
+  for (; layout.coded && next_panels < kAttentionChunk / kPanel; ++next_panels) {
     const int64_t position = next + next_panels * kPanel;
     if (position >= work.EndPosition()) break;
     const int64_t offset = position % block_size;
@@ -500,7 +519,7 @@ void CpuAttention::RunAmxChunk(const Work& work, const AttentionVectors& vectors
     const auto* here = first + position % block_size * kPanel * bytes;
     values[t] = here;
     strides[t] = block_size * kPanel;
-    if (layout.int8) {
+    if (layout.coded) {
       value_scales[t] =
           cache.ValueScales(work.Block(position), work.params.layer, work.head()) + position % block_size;
       continue;
@@ -524,7 +543,7 @@ void CpuAttention::RunAmxChunk(const Work& work, const AttentionVectors& vectors
                      keys,
                      values,
                      strides,
-                     layout.int8,
+                     layout.coded ? cache.format().codec : KvCodec::kNone,
                      next_panels,
                      {key_scales, value_scales, block_size, work.scratch + layout.widened}});
 }

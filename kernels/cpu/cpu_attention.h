@@ -16,20 +16,21 @@ namespace phalanx {
 // How a cache is held, and what the kernels read.
 struct KvFormat {
   PanelFormat panels;
-  // Held as kernels/int8_kv.h says, in the places that elements have in the panels; widened to them where it
-  // is read.
-  bool int8 = false;
+  // Held as kernels/quantised_kv.h says, in the places that elements have in the panels; widened to them
+  // where it is read.
+  KvCodec codec = KvCodec::kNone;
 
   static KvFormat Of(KvType type, PanelFormat products);
   bool operator==(const KvFormat&) const = default;
   int64_t panel_bytes() const { return panels == PanelFormat::kF32 ? 4 : 2; }  // of an element
-  int64_t held_bytes() const { return int8 ? 1 : panel_bytes(); }              // likewise
+  bool coded() const { return codec != KvCodec::kNone; }
+  int64_t held_bytes() const { return coded() ? 1 : panel_bytes(); }  // likewise
 };
 
 // [block][layer][kv head]: keys in panels [block_size / 16][key_depth][16 keys], then values in panels
 // [ceil(value_dim / 16)][block_size][16 channels], in simd_kernels.h's formats (AMX: key_depth is key_dim
 // rounded up to 32, the rest zero; else key_dim). Blocks of less than 16 positions hold rows instead:
-// [block_size][key_dim], [block_size][value_dim], and are gathered into panels when they are read. Of int8,
+// [block_size][key_dim], [block_size][value_dim], and are gathered into panels when they are read. Of codes,
 // scales follow: [groups of a key][block_size], [groups of a value][block_size].
 class CpuKvCache : public KvCache {
  public:
@@ -45,7 +46,7 @@ class CpuKvCache : public KvCache {
 
   // Rounds and writes one position of one head.
   void Store(int64_t slot, int layer, int head, const float* key, const float* value);
-  // First byte of a block's keys and values, and the scales of int8: [group][position].
+  // First byte of a block's keys and values, and the scales of codes: [group][position].
   const char* Keys(int64_t block, int layer, int head) const;
   const char* Values(int64_t block, int layer, int head) const;
   const uint16_t* KeyScales(int64_t block, int layer, int head) const;

@@ -1,5 +1,6 @@
 // The loops of the CPU backend that are compiled for an instruction set. Those files include nothing but C
-// headers, intrinsics and this: no inline function of theirs may end up in the portable part of the program.
+// headers, intrinsics and constants beside this: no inline function of theirs may end up in the portable part
+// of the program.
 //
 // Panels: weights (and KV blocks) are packed in panels of 16 outputs; a panel holds for each k the 16 outputs
 // beside each other. In a bf16 panel of AVX2 outputs j and j + 8 are neighbours (the low and the high half of
@@ -9,6 +10,8 @@
 #pragma once
 
 #include <stdint.h>
+
+#include "kernels/kv_codec.h"
 
 namespace phalanx {
 
@@ -162,9 +165,9 @@ struct AttentionVectors {
   float* out;  // [num_vectors, value_panels * 16], not yet divided by sum
 };
 
-// int8 (kernels/int8_kv.h) in the places of the panels' elements: its scales, bf16. That of a block's
+// Codes (kernels/quantised_kv.h) in the places of the panels' elements: their scales, bf16. That of a block's
 // position j in group g lies at [g * stride + j].
-struct Int8Scales {
+struct KvScales {
   const uint16_t* const* keys;  // where pointers to keys point, likewise values
   const uint16_t* const* values;
   int64_t stride;
@@ -175,10 +178,10 @@ struct Int8Scales {
 // channels] [value_rows][16].
 struct Avx2AttentionChunkParams {
   AttentionVectors v;
-  bool bf16;          // the cache's type; else fp32, or
-  bool int8;          // then keys[16..] point to the next chunk's blocks:
-  int next_blocks;    // so many, which are fetched
-  Int8Scales scales;  // of int8; widened: fp32 [block_keys * max(key_dim, value_panels * 16)]
+  bool bf16;        // the cache's type; else fp32, or
+  KvCodec codec;    // codes; then keys[16..] point to the next chunk's blocks:
+  int next_blocks;  // so many, which are fetched
+  KvScales scales;  // of codes; widened: fp32 [block_keys * max(key_dim, value_panels * 16)]
   int key_dim;
   int block_keys;             // keys of a block, a multiple of 16
   int value_rows;             // keys that a panel of values holds, at least block_keys
@@ -188,15 +191,15 @@ struct Avx2AttentionChunkParams {
 void Avx2AttentionChunk(const Avx2AttentionChunkParams& params);
 
 // Keys come in AMX panels of 16 keys, values in tiles of 32 keys (pairs of keys, of each the 16 channels).
-// Tiles of values are zero for keys that no vector sees; those of int8 need not be.
+// Tiles of values are zero for keys that no vector sees; those of codes need not be.
 struct AmxAttentionChunkParams {
   AttentionVectors v;
   const void* const* keys;       // [ceil(keys / 16)]
   const void* const* values;     // [ceil(keys / 32)] tile of the first 16 channels
   const int64_t* value_strides;  // [ceil(keys / 32)] elements from one 16 channels to the next
-  bool int8;                     // keys and values point to such, and keys[16..] to the next chunk's:
+  KvCodec codec;                 // keys and values point to codes, and keys[16..] to the next chunk's:
   int next_panels;               // so many, which are fetched
-  Int8Scales scales;             // of int8; widened: bf16 [max(2 * 16 * key_depth, 2 * 16 * 256)]
+  KvScales scales;               // of codes; widened: bf16 [max(2 * 16 * key_depth, 2 * 16 * 256)]
 };
 // Between kAmxGemmBf16.begin_task(num_vectors) and end_task.
 void AmxAttentionChunk(const AmxAttentionChunkParams& params);

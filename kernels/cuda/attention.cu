@@ -12,12 +12,15 @@
 // A block: 8 warps, 16 or 64 packed rows (tokens x query heads of one KV head, so that decode of a group
 // shares each key's load). In scores, warps share out the keys of a stage, in outputs the channels (MLA: half
 // of them make scores): every fragment of K and V is read from shared memory by one warp once. Stages of 64
-// (MLA: 32) keys of K, then V, come by cp.async through one ring that runs on over chunks; rows are swizzled,
-// free of bank conflicts for ldmatrix and the copies. Roofline: decode reads (key + value width) * 2 bytes
-// per key and KV head once for all its heads; prefill is bound by the tensor cores' rate for mma.sync.
+// (MLA: 32) keys of K, then V, come by cp.async (a quantised cache: through registers) through one ring that
+// runs on over chunks; rows are swizzled, free of bank conflicts for ldmatrix and the copies. Roofline:
+// decode reads (key
+// + value width) * 2 bytes per key and KV head once for all its heads; prefill is bound by the tensor cores'
+// rate for mma.sync.
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/rows.cuh"
+#include "kernels/fp8.h"
 
 namespace phalanx::cuda {
 namespace {
@@ -46,6 +49,8 @@ struct AttentionShape {
   static constexpr int kWeightBytes = kRows * kChunk * 2;
   static constexpr int kStatBytes = 2 * kScoreWarps * kRows * 4;
   static constexpr int kSharedBytes = kQueryBytes + kWeightBytes + kSlots * kSlotBytes + kStatBytes;
+  // Of few rows, a multiprocessor takes two blocks where its shared memory does.
+  static constexpr int kBlocks = kRowTiles == 1 && kSharedBytes <= 113 * 1024 ? 2 : 1;
 };
 
 // One channel of one row: (max, sum, out) folded with those of the next chunk.
@@ -58,6 +63,52 @@ PHX_DEVICE FoldFactors FactorsOf(float max, float chunk_max) {
 }
 PHX_DEVICE float Fold(float a, float chunk, const FoldFactors& f) {
   return Add(Mul(a, f.old_factor), Mul(chunk, f.chunk_factor));
+}
+
+// 8 channels of a quantised cache (kernels/quantised_kv.h), rounded to 16 bits.
+struct alignas(8) KvCodes {
+  uint32_t v[2];
+};
+template <bool kHalf>
+PHX_DEVICE Quad Int8Unit(const KvCodes& words, uint16_t scale) {
+  const float factor = ToFloat<false>(scale);
+  Quad q;
+  PHX_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    float v[2];
+    PHX_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      // The code as a number of 0 to 255, in the low bits of 2^23.
+      const uint32_t code = (words.v[i / 2] >> (i % 2 * 16 + e * 8) & 0xffu) ^ 0x80u;
+      v[e] = Mul(Sub(FloatFromBits(0x4b000000u | code), 8388608.0f + 128.0f), factor);
+    }
+    q.v[i] = Pack2<kHalf>(v[0], v[1]);
+  }
+  return q;
+}
+template <bool kHalf>
+PHX_DEVICE Quad E4m3Unit(const KvCodes& words, uint16_t scale) {
+  Quad q;
+  PHX_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t codes = words.v[i / 2] >> (i % 2 * 16);  // two, in the low half
+    if constexpr (kHalf) {
+      float v[2];
+      PHX_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        const float number = Mul(FloatFromBits(E4m3TinyBits(codes >> (8 * e))), FloatFromBits(kE4m3FromTiny));
+        v[e] = Mul(number, ToFloat<false>(scale));
+      }
+      q.v[i] = Pack2<true>(v[0], v[1]);
+    } else {
+      // In bf16's places a code is its number times 2^-120; only the scale's product is rounded.
+      constexpr uint32_t kFromTiny = 0x7b807b80u, kNothing = 0x80008000u;
+      const uint32_t apart = (codes & 0xffu) | (codes & 0xff00u) << 8;
+      const uint32_t tiny = (apart & 0x007f007fu) << 4 | (apart & 0x00800080u) << 8;
+      q.v[i] = Fma2<false>(Fma2<false>(tiny, kFromTiny, kNothing), scale * 0x10001u, kNothing);
+    }
+  }
+  return q;
 }
 
 template <class Shape, bool kHalf>
@@ -105,8 +156,9 @@ struct Attender {
   }
 
   template <int kDim>
-  PHX_DEVICE void LoadStage(const uint16_t* base, int pitch) {
+  PHX_DEVICE void LoadStage(const uint16_t* base, const uint16_t* scales, int dim, int pitch) {
     constexpr int kUnits = kDim / 8;
+    const int groups = (dim + kKvGroup - 1) / kKvGroup;
     char* to = slot(load_slot);
     const int first = load_chunk * kChunk + load_stage * Shape::kStageKeys;
     PHX_UNROLL_BY(4)
@@ -126,6 +178,17 @@ struct Attender {
       const int64_t row = ((static_cast<int64_t>(inside ? block : 0) * p.cache.num_heads + item.kv_head)
                            << p.cache.block_shift) +
                           offset;
+      if (p.cache.codec != KvCodec::kNone) {
+        Quad q = {{0, 0, 0, 0}};
+        if (inside) {
+          const KvCodes codes =
+              *reinterpret_cast<const KvCodes*>(reinterpret_cast<const char*>(base) + row * pitch + unit * 8);
+          const uint16_t scale = scales[row * groups + unit / (kKvGroup / 8)];
+          q = p.cache.codec == KvCodec::kE4m3 ? E4m3Unit<kHalf>(codes, scale) : Int8Unit<kHalf>(codes, scale);
+        }
+        StoreQuad(to + Swizzled(key, unit, kDim * 2), q);
+        continue;
+      }
       CopyAsync(to + Swizzled(key, unit, kDim * 2), base + (inside ? row * pitch + unit * 8 : 0),
                 inside ? 16 : 0);
     }
@@ -136,11 +199,13 @@ struct Attender {
     if (load_chunk < item.end_chunk) {
       const bool from_values = load_values && !p.latent;
       const uint16_t* base = from_values ? p.cache.values : p.cache.keys;
+      const uint16_t* scales = from_values ? p.cache.value_scales : p.cache.key_scales;
+      const int dim = from_values ? p.cache.value_dim : p.cache.key_dim;
       const int pitch = from_values ? p.cache.value_pitch : p.cache.key_pitch;
       if (Shape::kKeyDim != Shape::kValueDim && load_values) {
-        LoadStage<Shape::kValueDim>(base, pitch);
+        LoadStage<Shape::kValueDim>(base, scales, dim, pitch);
       } else {
-        LoadStage<Shape::kKeyDim>(base, pitch);
+        LoadStage<Shape::kKeyDim>(base, scales, dim, pitch);
       }
       load_slot = load_slot == Shape::kSlots - 1 ? 0 : load_slot + 1;
       if (++load_stage == Stages(load_chunk)) {
@@ -334,9 +399,9 @@ PHX_DEVICE void StorePair(uint16_t* to, int channel, int value_dim, float low, f
   if (channel + 1 < value_dim) to[channel + 1] = FromFloat<kHalf>(high);
 }
 
+// One item: queries, all its keys and values, outputs or partials.
 template <class Shape, bool kHalf>
-PHX_GLOBAL void PHX_BOUNDS(Shape::kThreads, 1) Attention(AttentionArgs p) {
-  const AttentionItem item = p.items[BlockX()];
+PHX_DEVICE void Attend(const AttentionArgs& p, const AttentionItem& item) {
   Attender<Shape, kHalf> attender = {
       p, item, item.first_position + (item.first_row + item.rows - 1) / item.heads + 1, item.first_chunk};
   attender.LoadQueries();
@@ -409,28 +474,92 @@ PHX_GLOBAL void PHX_BOUNDS(Shape::kThreads, 1) Attention(AttentionArgs p) {
   });
 }
 
-// A block a packed row of an item; a thread a channel.
-template <bool kHalf>
-PHX_GLOBAL void PHX_BOUNDS(kCombineThreads, 1) AttentionCombine(AttentionArgs p, const AttentionItem* items) {
-  const AttentionItem item = items[BlockY()];
-  const int row = BlockX();
-  if (row >= item.rows) return;
-  const int packed = item.first_row + row;
-  const int limit = item.first_position + packed / item.heads + 1;
-  const int chunks = (limit + kChunk - 1) / kChunk;
-  const int64_t first = item.partial + static_cast<int64_t>(row) * item.partial_chunks;
-  uint16_t* to = p.out + (int64_t{item.first_token} + packed / item.heads) * p.out_stride +
-                 int64_t{p.head_list[item.first_head + packed % item.heads]} * p.value_dim;
-  for (int channel = ThreadIndex(); channel < p.value_dim; channel += kCombineThreads) {
-    float max = p.partial_max[first], sum = p.partial_sum[first];
-    float out = p.partial_out[first * p.partial_pitch + channel];
-    for (int c = 1; c < chunks; ++c) {
-      const FoldFactors f = FactorsOf(max, p.partial_max[first + c]);
-      max = f.max;
-      sum = Fold(sum, p.partial_sum[first + c], f);
-      out = Fold(out, p.partial_out[(first + c) * p.partial_pitch + channel], f);
+// Blocks share out the items. How many there are the device alone may know.
+template <class Shape, bool kHalf>
+PHX_GLOBAL void PHX_BOUNDS(Shape::kThreads, Shape::kBlocks) Attention(AttentionArgs p) {
+  WaitForPrevious();
+  const int count = p.counts->items;
+  PHX_UNROLL_BY(1)
+  for (int i = BlockX(); i < count; i += GridX()) {
+    const AttentionItem item = p.items[i];
+    if (item.first_chunk < item.end_chunk) {
+      // What the last item left in shared memory has been read by all.
+      if (i != BlockX()) SyncThreads();
+      Attend<Shape, kHalf>(p, item);
     }
-    to[channel] = FromFloat<kHalf>(Div(out, sum));
+    if (PHX_FAULT(kAttentionOneItem)) break;
+  }
+}
+
+// A block a packed row of its items; a thread a channel.
+template <bool kHalf>
+PHX_GLOBAL void PHX_BOUNDS(kCombineThreads, 1) AttentionCombine(AttentionArgs p) {
+  WaitForPrevious();
+  const int count = p.counts->combined;
+  for (int i = BlockY(); i < count; i += GridY()) {
+    const AttentionItem item = p.combined[i];
+    const int row = BlockX();
+    if (row >= item.rows) continue;
+    const int packed = item.first_row + row;
+    const int limit = item.first_position + packed / item.heads + 1;
+    const int chunks = (limit + kChunk - 1) / kChunk;
+    const int64_t first = item.partial + static_cast<int64_t>(row) * item.partial_chunks;
+    uint16_t* to = p.out + (int64_t{item.first_token} + packed / item.heads) * p.out_stride +
+                   int64_t{p.head_list[item.first_head + packed % item.heads]} * p.value_dim;
+    for (int channel = ThreadIndex(); channel < p.value_dim; channel += kCombineThreads) {
+      float max = p.partial_max[first], sum = p.partial_sum[first];
+      float out = p.partial_out[first * p.partial_pitch + channel];
+      for (int c = 1; c < chunks; ++c) {
+        const FoldFactors f = FactorsOf(max, p.partial_max[first + c]);
+        max = f.max;
+        sum = Fold(sum, p.partial_sum[first + c], f);
+        out = Fold(out, p.partial_out[(first + c) * p.partial_pitch + channel], f);
+      }
+      to[channel] = FromFloat<kHalf>(Div(out, sum));
+    }
+  }
+}
+
+// Blocks share out the sequences; a thread an item.
+PHX_GLOBAL void PHX_BOUNDS(kCombineThreads, 1) AttentionItems(AttentionItemsArgs p) {
+  WaitForPrevious();
+  if (PHX_FAULT(kAttentionStaleItems)) return;
+  const AttentionCounts counts = *p.counts;
+  for (int s = BlockX(); s < counts.sequences; s += GridX()) {
+    const AttentionSequenceArgs sequence = p.sequences[s];
+    const int per_tile = sequence.chunks > 0 ? sequence.chunks : 1;
+    int first_tile = 0;
+    int64_t partial = sequence.first_partial;
+    for (int g = 0; g < p.num_kv_heads; ++g) {
+      const AttentionHeads heads = p.kv_heads[g];
+      const int packed = sequence.num_rows * heads.heads;
+      const int tiles = (packed + counts.rows_per_item - 1) / counts.rows_per_item;
+      for (int i = ThreadIndex(); i < tiles * per_tile; i += kCombineThreads) {
+        const int tile = i / per_tile, chunk = i % per_tile;
+        AttentionItem item;
+        item.block_table = sequence.block_table;
+        item.first_position = sequence.first_position;
+        item.first_token = sequence.first_token;
+        item.kv_head = g;
+        item.first_row = tile * counts.rows_per_item;
+        item.rows = packed - item.first_row;
+        if (item.rows > counts.rows_per_item) item.rows = counts.rows_per_item;
+        item.first_head = heads.first_head;
+        item.heads = heads.heads;
+        const int limit = item.first_position + (item.first_row + item.rows - 1) / item.heads + 1;
+        item.end_chunk = (limit + kChunk - 1) / kChunk;
+        if (sequence.chunks > 0) {
+          item.partial = partial + static_cast<int64_t>(item.first_row) * sequence.chunks;
+          item.partial_chunks = sequence.chunks;
+          if (chunk == 0) p.combined[sequence.first_combined + first_tile + tile] = item;
+          item.first_chunk = chunk;  // an item beyond the row's last chunk is empty
+          if (chunk < item.end_chunk) item.end_chunk = chunk + 1;
+        }
+        p.items[sequence.first_item + first_tile * per_tile + i] = item;
+      }
+      first_tile += tiles;
+      partial += static_cast<int64_t>(packed) * sequence.chunks;
+    }
   }
 }
 
@@ -443,9 +572,9 @@ using Wide16 = AttentionShape<1, 256, 256, 64, 3, 8>;
 using Latent16 = AttentionShape<1, 576, 512, 32, 3, 8>;
 
 template <class Shape>
-int Run(const AttentionArgs& p, bool half, void* stream) {
+int Run(const AttentionArgs& p, int blocks, bool half, void* stream) {
   return LaunchKernel("Attention", half ? Attention<Shape, true> : Attention<Shape, false>,
-                      GridDim{static_cast<unsigned>(p.num_items), 1, 1}, Shape::kThreads, Shape::kSharedBytes,
+                      GridDim{static_cast<unsigned>(blocks), 1, 1}, Shape::kThreads, Shape::kSharedBytes,
                       stream, p);
 }
 
@@ -464,23 +593,30 @@ int AttentionRowsPerItem(int key_dim, int value_dim, bool many) {
   return many && Fits<Usual64>(key_dim, value_dim) ? 64 : 16;
 }
 
-int LaunchAttention(const AttentionArgs& p, bool many, bool half, void* stream) {
-  if (p.num_items == 0) return 0;
-  const int key_dim = p.cache.key_dim, value_dim = p.value_dim;
-  if (Fits<Narrow16>(key_dim, value_dim)) {
-    return many ? Run<Narrow64>(p, half, stream) : Run<Narrow16>(p, half, stream);
-  }
-  if (Fits<Usual16>(key_dim, value_dim)) {
-    return many ? Run<Usual64>(p, half, stream) : Run<Usual16>(p, half, stream);
-  }
-  return Fits<Wide16>(key_dim, value_dim) ? Run<Wide16>(p, half, stream) : Run<Latent16>(p, half, stream);
+int LaunchAttentionItems(const AttentionItemsArgs& p, int blocks, void* stream) {
+  if (blocks == 0) return 0;
+  return LaunchKernel("AttentionItems", AttentionItems, GridDim{static_cast<unsigned>(blocks), 1, 1},
+                      kCombineThreads, 0, stream, p);
 }
 
-int LaunchAttentionCombine(const AttentionArgs& p, const AttentionItem* items, int num_items, bool half,
-                           void* stream) {
-  if (num_items == 0) return 0;
+int LaunchAttention(const AttentionArgs& p, int blocks, bool many, bool half, void* stream) {
+  if (blocks == 0) return 0;
+  const int key_dim = p.cache.key_dim, value_dim = p.value_dim;
+  if (Fits<Narrow16>(key_dim, value_dim)) {
+    return many ? Run<Narrow64>(p, blocks, half, stream) : Run<Narrow16>(p, blocks, half, stream);
+  }
+  if (Fits<Usual16>(key_dim, value_dim)) {
+    return many ? Run<Usual64>(p, blocks, half, stream) : Run<Usual16>(p, blocks, half, stream);
+  }
+  return Fits<Wide16>(key_dim, value_dim) ? Run<Wide16>(p, blocks, half, stream)
+                                          : Run<Latent16>(p, blocks, half, stream);
+}
+
+int LaunchAttentionCombine(const AttentionArgs& p, int rows_per_item, int blocks, bool half, void* stream) {
+  if (blocks == 0) return 0;
   return LaunchKernel("AttentionCombine", half ? AttentionCombine<true> : AttentionCombine<false>,
-                      GridDim{64, static_cast<unsigned>(num_items), 1}, kCombineThreads, 0, stream, p, items);
+                      GridDim{static_cast<unsigned>(rows_per_item), static_cast<unsigned>(blocks), 1},
+                      kCombineThreads, 0, stream, p);
 }
 
 }  // namespace phalanx::cuda

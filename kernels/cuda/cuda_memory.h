@@ -14,6 +14,8 @@
 
 namespace phalanx::cuda {
 
+class QuantPacking;
+
 class CudaBuffer : public Buffer {
  public:
   static absl::StatusOr<std::unique_ptr<CudaBuffer>> Create(const std::shared_ptr<Runtime>& runtime,
@@ -48,11 +50,13 @@ class CudaBuffer : public Buffer {
   int64_t bytes_;
 };
 
-// Memory that grows when more is asked for than ever before, and then only; what it held is lost.
+// Memory that grows when more is asked for than ever before, and then only; what it held is lost. After Keep
+// the memory that it has then stays as long as the object, be it outgrown or not.
 class Scratch {
  public:
   explicit Scratch(std::shared_ptr<Runtime> runtime) : runtime_(std::move(runtime)) {}
   absl::StatusOr<void*> Get(int64_t bytes);
+  void Keep() { keep_ = buffer_ != nullptr; }
   template <typename T>
   absl::StatusOr<T*> Get(int64_t count) {
     PHX_ASSIGN_OR_RETURN(void* const data, Get(count * static_cast<int64_t>(sizeof(T))));
@@ -62,6 +66,8 @@ class Scratch {
  private:
   std::shared_ptr<Runtime> runtime_;
   std::unique_ptr<CudaBuffer> buffer_;
+  bool keep_ = false;
+  std::vector<std::unique_ptr<CudaBuffer>> kept_;  // outgrown
 };
 
 // See GemmArgs: fragments, segments and the tree.
@@ -82,14 +88,29 @@ class CudaWeight : public PackedWeight {
   // The weight's part of GemmArgs; x is read at its own columns or, where `packed`, as PackRows leaves it.
   GemmArgs Args(bool packed) const;
   PackRowsArgs PackArgs() const;
+  const QuantFormat& quant() const { return quant_; }
+  // Whether both have one format and take the columns of x in one order.
+  bool LiesAs(const CudaWeight& other) const;
 
  private:
   CudaWeight() = default;
+  static absl::StatusOr<std::unique_ptr<CudaWeight>> Make(const std::shared_ptr<Runtime>& runtime,
+                                                          const PackWeightParams& params,
+                                                          const std::vector<GemmSegment>& segments,
+                                                          const std::vector<int32_t>& shard_begin);
+  // False where the weight cannot stay quantised.
+  absl::StatusOr<bool> PackQuantised(const std::shared_ptr<Runtime>& runtime, QuantPacking* plan);
+  absl::Status PackHalves(const std::shared_ptr<Runtime>& runtime, bool half, const PackWeightParams& params,
+                          const std::vector<GemmSegment>& segments);
+
   const void* owner_ = nullptr;
   int64_t n_ = 0, k_ = 0;
   std::vector<Subtree> subtrees_;
   int row_tiles_ = 0, total_blocks_ = 0, num_segments_ = 0, num_trees_ = 0, max_shards_per_tree_ = 0;
   bool aligned_ = true;
+  QuantFormat quant_;
+  std::vector<int32_t> gathered_;        // of columns_
+  std::unique_ptr<CudaBuffer> columns_;  // see PackRowsArgs
   std::unique_ptr<CudaBuffer> fragments_, direct_, packed_, shard_begin_, tree_begin_;
 };
 
@@ -113,8 +134,9 @@ class CudaRopeTable : public RopeTable {
 class CudaKvCache : public KvCache {
  public:
   static absl::StatusOr<std::unique_ptr<CudaKvCache>> Create(const std::shared_ptr<Runtime>& runtime,
-                                                             const KvCacheShape& shape, int64_t num_blocks);
-  static int64_t BlockBytes(const KvCacheShape& shape);
+                                                             const KvCacheShape& shape, KvCodec codec,
+                                                             int64_t num_blocks);
+  static int64_t BlockBytes(const KvCacheShape& shape, KvCodec codec);
   const KvCacheShape& shape() const override { return shape_; }
   int64_t num_blocks() const override { return num_blocks_; }
   const void* owner() const { return owner_; }
@@ -124,8 +146,9 @@ class CudaKvCache : public KvCache {
   CudaKvCache() = default;
   const void* owner_ = nullptr;
   KvCacheShape shape_;
+  KvCodec codec_ = KvCodec::kNone;
   int64_t num_blocks_ = 0;
-  std::unique_ptr<CudaBuffer> keys_, values_;
+  std::unique_ptr<CudaBuffer> keys_, values_, key_scales_, value_scales_;  // scales of codes
 };
 
 }  // namespace phalanx::cuda

@@ -7,15 +7,19 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/strings.h"
+#include "kernels/cuda/cuda_exchange.h"
 #include "kernels/cuda/half.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/quant_weight.h"
 #include "kernels/dequantize.h"
 #include "kernels/numeric.h"
+#include "kernels/quantised_kv.h"
 #include "kernels/validate.h"
 
 namespace phalanx::cuda {
 namespace {
 
-constexpr int kKernelVersion = 1;
+constexpr int kKernelVersion = 3;
 // Partial sums of a product over many shards and rows are made for as many rows at once as fit.
 constexpr int64_t kMaxPartialBytes = int64_t{256} << 20;
 
@@ -46,26 +50,33 @@ bool SameSource(const WeightSource& a, const WeightSource& b) {
 
 }  // namespace
 
-CudaOps::CudaOps(std::shared_ptr<Runtime> runtime, bool half)
+CudaOps::CudaOps(std::shared_ptr<Runtime> runtime, const OpsOptions& options,
+                 std::unique_ptr<FastProducts> fast)
     : runtime_(std::move(runtime)),
-      half_(half),
+      half_(options.fp16),
+      fast_(std::move(fast)),
       packed_x_(runtime_),
       partials_(runtime_),
-      attention_device_(runtime_),
-      attention_partials_(runtime_),
+      widened_(runtime_),
       sample_device_(runtime_),
       sample_scratch_(runtime_),
       route_scratch_(runtime_),
       group_scratch_(runtime_),
-      expert_table_(runtime_) {
+      graphs_(options.graphs) {
   const DeviceInfo& device = runtime_->device();
   info_.backend = device.emulated ? "cuda-emulated" : "cuda";
-  info_.instruction_set = absl::StrCat(device.architecture, "-invariant");
+  info_.instruction_set = absl::StrCat(device.architecture, fast_ != nullptr ? "-fast" : "-invariant");
   info_.device = device.name;
-  info_.weight_dtype = half ? DType::kF16 : DType::kBF16;
-  info_.kv_type = KvType::kBf16;
+  if (fast_ != nullptr && !fast_->Describe().empty()) absl::StrAppend(&info_.device, ", ", fast_->Describe());
+  info_.weight_dtype = half_ ? DType::kF16 : DType::kBF16;
+  info_.kv_type = IsQuantised(options.kv_type) ? options.kv_type : KvType::kBf16;
+  info_.kept_dtypes = QuantPacking::KeptTypes();
   info_.kernel_version = kKernelVersion;
   info_.free_bytes = device.free_bytes;
+  info_.exchanges = true;
+  info_.queued = true;
+  // Of an emulated device there is nothing to be gained but tests.
+  info_.replays = graphs_ == DeviceGraphs::kOn || (graphs_ == DeviceGraphs::kAuto && !device.emulated);
 }
 
 absl::StatusOr<std::unique_ptr<Buffer>> CudaOps::Allocate(int64_t bytes) {
@@ -74,6 +85,11 @@ absl::StatusOr<std::unique_ptr<Buffer>> CudaOps::Allocate(int64_t bytes) {
 
 absl::StatusOr<std::unique_ptr<PackedWeight>> CudaOps::PackWeight(const PackWeightParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
+  if (fast_ != nullptr && fast_->fp8() != nullptr) {
+    PHX_ASSIGN_OR_RETURN(std::unique_ptr<Fp8Weight> weight, fast_->fp8()->Pack(p));
+    if (weight != nullptr) return weight;
+  }
+  if (fast_ != nullptr && !QuantPacking::Plan(p).has_value()) return FastWeight::Pack(runtime_, half_, p);
   return CudaWeight::Pack(runtime_, half_, p);
 }
 
@@ -83,12 +99,14 @@ absl::StatusOr<std::unique_ptr<RopeTable>> CudaOps::MakeRopeTable(const RopeConf
   return CudaRopeTable::Create(runtime_, config, num_positions);
 }
 
-int64_t CudaOps::KvBlockBytes(const KvCacheShape& shape) const { return CudaKvCache::BlockBytes(shape); }
+int64_t CudaOps::KvBlockBytes(const KvCacheShape& shape) const {
+  return CudaKvCache::BlockBytes(shape, CodecOf(info_.kv_type));
+}
 
 absl::StatusOr<std::unique_ptr<KvCache>> CudaOps::CreateKvCache(const KvCacheShape& shape,
                                                                 int64_t num_blocks) {
   PHX_RETURN_IF_ERROR(Validate(shape, num_blocks, info_.kv_type));
-  return CudaKvCache::Create(runtime_, shape, num_blocks);
+  return CudaKvCache::Create(runtime_, shape, CodecOf(info_.kv_type), num_blocks);
 }
 
 absl::Status CudaOps::Copy(void* to, const void* from, int64_t bytes, CopyKind kind) {
@@ -104,6 +122,10 @@ absl::Status CudaOps::Copy(void* to, const void* from, int64_t bytes, CopyKind k
 }
 
 absl::Status CudaOps::Synchronize(int64_t timeout_ms) { return runtime_->Synchronize(timeout_ms); }
+
+absl::StatusOr<double> CudaOps::Time(const std::function<absl::Status()>& work) {
+  return runtime_->Time(work);
+}
 
 absl::StatusOr<const uint16_t*> CudaOps::TableOf(const WeightSource& source) {
   std::vector<uint64_t> probes = Probe(source);
@@ -133,6 +155,10 @@ absl::StatusOr<const uint16_t*> CudaOps::TableOf(const WeightSource& source) {
   }
   tables_.push_back(std::move(table));
   return tables_.back().values->as<const uint16_t>();
+}
+
+absl::StatusOr<std::unique_ptr<Exchange>> CudaOps::CreateExchange(const ExchangeOptions& options) {
+  return cuda::CreateExchange(runtime_, half_, fast_ != nullptr, options);
 }
 
 absl::Status CudaOps::Embed(const EmbedParams& p) {
@@ -174,8 +200,28 @@ absl::StatusOr<const CudaWeight*> CudaOps::Own(const char* call, const PackedWei
   return absl::InvalidArgumentError(absl::StrCat(call, ": weight was packed by other Ops"));
 }
 
-absl::Status CudaOps::Product(const char* call, const Matrix& x, const CudaWeight& weight, const float* bias,
-                              void* y, int64_t y_stride, int64_t tree_stride, bool y_fp32) {
+const FastWeight* CudaOps::AsFast(const PackedWeight* weight) const {
+  const auto* fast = dynamic_cast<const FastWeight*>(weight);
+  return fast_ != nullptr && fast != nullptr && fast->owner() == runtime_.get() ? fast : nullptr;
+}
+
+const Fp8Weight* CudaOps::AsFp8(const PackedWeight* weight) const {
+  const auto* fp8 = dynamic_cast<const Fp8Weight*>(weight);
+  return fp8 != nullptr && fp8->owner() == runtime_.get() ? fp8 : nullptr;
+}
+
+absl::Status CudaOps::Product(const char* call, const Matrix& x, const PackedWeight* packed,
+                              const float* bias, void* y, int64_t y_stride, int64_t tree_stride, bool y_fp32,
+                              bool gated) {
+  const bool may_search = !runtime_->device().emulated;
+  if (const FastWeight* fast = AsFast(packed); fast != nullptr) {
+    return fast_->Product(call, x, *fast, bias, y, y_stride, tree_stride, y_fp32, may_search);
+  }
+  if (const Fp8Weight* fp8 = AsFp8(packed); fp8 != nullptr) {
+    return fast_->fp8()->Product(call, x, *fp8, bias, y, y_stride, tree_stride, y_fp32, may_search);
+  }
+  PHX_ASSIGN_OR_RETURN(const CudaWeight* own, Own(call, packed));
+  const CudaWeight& weight = *own;
   if (x.rows == 0 || weight.n() == 0) return absl::OkStatus();
   PHX_RETURN_IF_ERROR(CheckFits(call, "x.rows", x.rows));
   void* const stream = runtime_->stream();
@@ -185,6 +231,10 @@ absl::Status CudaOps::Product(const char* call, const Matrix& x, const CudaWeigh
   args.y_stride = y_stride;
   args.tree_stride = tree_stride;
   args.y_fp32 = y_fp32;
+  if (gated) {
+    args.n /= 2;
+    args.up_tiles = args.n / kGemmRowTile;
+  }
   args.rows = static_cast<int>(x.rows);
   int64_t rows_at_once = x.rows;
   if (GemmSplits(args) && args.num_segments > 0) {
@@ -210,22 +260,20 @@ absl::Status CudaOps::Product(const char* call, const Matrix& x, const CudaWeigh
     args.rows = static_cast<int>(std::min(rows_at_once, x.rows - r));
     args.x = first_x + r * args.x_stride;
     args.y = static_cast<char*>(y) + r * y_stride * (y_fp32 ? 4 : 2);
-    PHX_RETURN_IF_ERROR(runtime_->ToStatus(LaunchGemm(args, half_, stream), call));
+    PHX_RETURN_IF_ERROR(LaunchProduct(call, args));
   }
   return absl::OkStatus();
 }
 
 absl::Status CudaOps::Matmul(const MatmulParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
-  PHX_ASSIGN_OR_RETURN(const CudaWeight* weight, Own("Matmul", p.weight));
-  return Product("Matmul", p.x, *weight, p.bias, p.y.data, p.y.stride, 0, p.y_fp32);
+  return Product("Matmul", p.x, p.weight, p.bias, p.y.data, p.y.stride, 0, p.y_fp32);
 }
 
 absl::Status CudaOps::ShardedMatmul(const ShardedMatmulParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
-  PHX_ASSIGN_OR_RETURN(const CudaWeight* weight, Own("ShardedMatmul", p.weight));
-  const int64_t tree_stride = p.tree_stride == 0 ? p.x.rows * weight->n() : p.tree_stride;
-  return Product("ShardedMatmul", p.x, *weight, nullptr, p.sums, weight->n(), tree_stride, true);
+  const int64_t tree_stride = p.tree_stride == 0 ? p.x.rows * p.weight->n() : p.tree_stride;
+  return Product("ShardedMatmul", p.x, p.weight, nullptr, p.sums, p.weight->n(), tree_stride, true);
 }
 
 absl::Status CudaOps::HeadMatmul(const HeadMatmulParams& p) {
@@ -234,10 +282,9 @@ absl::Status CudaOps::HeadMatmul(const HeadMatmulParams& p) {
   const auto heads = static_cast<int64_t>(p.weights.size());
   const int64_t k = p.weights[0]->k(), n = p.weights[0]->n(), rest = p.x.cols / heads - k;
   for (int64_t h = 0; h < heads; ++h) {
-    PHX_ASSIGN_OR_RETURN(const CudaWeight* weight, Own("HeadMatmul", p.weights[static_cast<size_t>(h)]));
     const Matrix x = {Activations(p.x) + h * (k + rest), p.x.rows, k, p.x.stride};
-    PHX_RETURN_IF_ERROR(
-        Product("HeadMatmul", x, *weight, nullptr, Activations(p.y) + h * (n + rest), p.y.stride, 0, false));
+    PHX_RETURN_IF_ERROR(Product("HeadMatmul", x, p.weights[static_cast<size_t>(h)], nullptr,
+                                Activations(p.y) + h * (n + rest), p.y.stride, 0, false));
   }
   CopyRowsArgs copy;
   copy.x = Activations(p.x) + k;
@@ -296,22 +343,46 @@ absl::Status CudaOps::RopeStoreKv(const RopeStoreKvParams& p) {
   args.slots = p.slots;
   args.rope_offset = p.rope_offset;
   args.cache = cache->Layer(p.layer);
+  if (args.cache.key_scales != nullptr) {
+    PHX_RETURN_IF_ERROR(
+        runtime_->ToStatus(LaunchStoreQuantised(args, half_, runtime_->stream()), "RopeStoreKv"));
+    args.cache.num_blocks = 0;  // what is left is q
+  }
   return runtime_->ToStatus(LaunchRopeStore(args, half_, runtime_->stream()), "RopeStoreKv");
 }
 
 absl::StatusOr<std::unique_ptr<Ops>> CreateCudaOps(std::unique_ptr<Runtime> runtime,
-                                                   const OpsOptions& options) {
+                                                   const OpsOptions& options, const lt::Table* cublaslt) {
   if (options.compute == Compute::kFp32) {
     return absl::UnimplementedError(
         "compute fp32 is not for the CUDA backend: its products take bf16 or fp16; use compute fast, or a "
         "CPU rung");
   }
-  if (options.kv_type != KvType::kAuto && options.kv_type != KvType::kBf16) {
-    return absl::UnimplementedError(
-        absl::StrCat("a KV cache of ", KvTypeName(options.kv_type),
-                     " is not for the CUDA backend: its kernels read 16 bits; use auto or bf16"));
+  if (options.kv_type == KvType::kF32) {
+    return absl::UnimplementedError(absl::StrCat(
+        "a KV cache of ", KvTypeName(options.kv_type),
+        " is not for the CUDA backend: its kernels read 16 bits, int8 or fp8; use auto, bf16, int8 or fp8"));
   }
-  return std::make_unique<CudaOps>(std::move(runtime), options.fp16);
+  const std::shared_ptr<Runtime> shared = std::move(runtime);
+  std::unique_ptr<FastProducts> fast;
+  if (options.device_mode == DeviceMode::kFast) {
+    lt::Table found;
+    if (cublaslt == nullptr && !shared->device().emulated) {
+      PHX_ASSIGN_OR_RETURN(found, lt::OpenLibrary());
+      cublaslt = &found;
+    }
+    PHX_ASSIGN_OR_RETURN(fast, FastProducts::Create(shared, options.fp16, options.cache_folder, cublaslt));
+  }
+  if (options.dependent_launch) {
+    const DeviceInfo& device = shared->device();
+    if (!device.emulated && device.architecture != "sm_90") {
+      return absl::UnimplementedError(absl::StrCat(
+          "dependent launch is for devices of sm_90, whose kernels wait for each other; this one is ",
+          device.architecture));
+    }
+  }
+  dependent_launch = options.dependent_launch;
+  return std::make_unique<CudaOps>(shared, options, std::move(fast));
 }
 
 }  // namespace phalanx::cuda

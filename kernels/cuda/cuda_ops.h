@@ -1,23 +1,31 @@
-// CudaOps: Ops on a device, in mode `invariant` of the design: every output has one arithmetic, whatever the
-// number of rows. Activations, weights and the KV cache are bf16, or fp16 where options ask for it (whose
-// range ends at 65504); sums are fp32.
+// CudaOps: Ops on a device. In mode `invariant` of the design every output has one arithmetic, whatever the
+// number of rows; in mode `fast` products of 16-bit and FP8 weights, and prefill attention, take the fastest.
+// Activations, weights (but those that stay quantised) and the KV cache (but a quantised one) are bf16, or
+// fp16 where options ask for it (whose range ends at 65504); sums are fp32.
 //
 // What lies in device memory is not read to be checked: an id, position, slot or block that is out of range
 // makes NaN or is dropped on the device, and nothing outside of an array is touched.
 #pragma once
 
+#include <array>
+#include <functional>
+#include <map>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
+#include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/cuda_memory.h"
+#include "kernels/cuda/gemm_fast_products.h"
 #include "kernels/cuda/runtime.h"
 
 namespace phalanx::cuda {
 
 class CudaOps : public Ops {
  public:
-  CudaOps(std::shared_ptr<Runtime> runtime, bool half);
+  // `fast`: of mode fast; null: mode invariant.
+  CudaOps(std::shared_ptr<Runtime> runtime, const OpsOptions& options, std::unique_ptr<FastProducts> fast);
 
   const OpsInfo& info() const override { return info_; }
   DType activation_dtype() const override { return info_.weight_dtype; }
@@ -31,6 +39,14 @@ class CudaOps : public Ops {
                                                          int64_t num_blocks) override;
   absl::Status Copy(void* to, const void* from, int64_t bytes, CopyKind kind) override;
   absl::Status Synchronize(int64_t timeout_ms) override;
+  absl::StatusOr<double> Time(const std::function<absl::Status()>& work) override;
+  absl::StatusOr<int64_t> Mark() override { return runtime_->Mark(); }
+  absl::Status Wait(int64_t mark, int64_t timeout_ms) override { return runtime_->Wait(mark, timeout_ms); }
+  absl::Status Replay(const ReplayParams& params, const std::function<absl::Status()>& enqueue) override;
+  void StopReplays() override;
+  ReplayStats replay_stats() const override { return replay_stats_; }
+
+  absl::StatusOr<std::unique_ptr<Exchange>> CreateExchange(const ExchangeOptions& options) override;
 
   absl::Status Embed(const EmbedParams& params) override;
   absl::Status RmsNorm(const RmsNormParams& params) override;
@@ -38,6 +54,10 @@ class CudaOps : public Ops {
   absl::Status ShardedMatmul(const ShardedMatmulParams& params) override;
   absl::Status HeadMatmul(const HeadMatmulParams& params) override;
   absl::Status SwiGlu(const SwiGluParams& params) override;
+  // In one kernel where the halves of the weight are whole tiles.
+  absl::Status GatedMatmul(const GatedMatmulParams& params) override;
+  // Mode fast quantises, for many rows and a `down` of FP8, what comes out of the gate as it makes it.
+  absl::Status GatedShardedMatmul(const GatedShardedMatmulParams& params) override;
   absl::Status RopeStoreKv(const RopeStoreKvParams& params) override;
   absl::Status Attention(const AttentionParams& params) override;
   absl::Status Route(const RouteParams& params) override;
@@ -52,29 +72,51 @@ class CudaOps : public Ops {
   };
 
   absl::StatusOr<const CudaWeight*> Own(const char* call, const PackedWeight* weight) const;
-  // The product into fp32 or activations; `x` may lie anywhere.
-  absl::Status Product(const char* call, const Matrix& x, const CudaWeight& weight, const float* bias,
-                       void* y, int64_t y_stride, int64_t tree_stride, bool y_fp32);
+  // Null for a weight that is not mode fast's.
+  const FastWeight* AsFast(const PackedWeight* weight) const;
+  const Fp8Weight* AsFp8(const PackedWeight* weight) const;
+  // The product into fp32 or activations; `x` may lie anywhere. Gated: y [T, N / 2] as of GatedMatmul, not of
+  // mode fast's weights.
+  absl::Status Product(const char* call, const Matrix& x, const PackedWeight* packed, const float* bias,
+                       void* y, int64_t y_stride, int64_t tree_stride, bool y_fp32, bool gated = false);
+  // Launches what `args` say, whatever kind of weight it is.
+  absl::Status LaunchProduct(const char* call, const GemmArgs& args);
   absl::StatusOr<const uint16_t*> TableOf(const WeightSource& source);
-  // Items, query heads and the head list, on the device; kept while they stay the same.
-  absl::Status PlanAttention(const AttentionParams& params);
+  // An enqueue inside Replay: the first, whose work runs, or the second, which is recorded.
+  struct Recording {
+    bool records = false;
+    absl::Span<const AttentionSequence> sequences;
+    std::vector<AttentionPlan*> plans;  // of the calls to Attention so far
+  };
+  struct Replayed {
+    std::unique_ptr<Graph> graph;
+    std::vector<AttentionPlan*> plans;
+    bool refused = false;  // it cannot be recorded
+  };
+  absl::StatusOr<AttentionPlan*> PlanOf(const AttentionLayout& layout);
+  absl::Status Enqueue(Recording* recording, const std::function<absl::Status()>& enqueue);
+  absl::StatusOr<std::unique_ptr<Graph>> Record(Recording* recording,
+                                                const std::function<absl::Status()>& enqueue);
+  // A copy of `host` on the device, kept, so that the same contents are copied once.
+  absl::StatusOr<char*> TableCopy(const std::vector<char>& host);
 
   std::shared_ptr<Runtime> runtime_;
   const bool half_;
+  std::unique_ptr<FastProducts> fast_;
   OpsInfo info_;
   std::vector<Table> tables_;
-  Scratch packed_x_, partials_;
+  Scratch packed_x_, partials_, widened_;
 
-  // Of the last call to Attention.
-  std::vector<char> attention_plan_;
-  Scratch attention_device_, attention_partials_;
-  int64_t num_items_ = 0, num_combined_ = 0, num_partials_ = 0;
-  int64_t combined_offset_ = 0, heads_offset_ = 0;  // in the plan
-  bool many_ = false;
-
-  Scratch sample_device_, sample_scratch_, route_scratch_, group_scratch_, expert_table_;
+  std::unique_ptr<AttentionPlan> attention_plan_;
+  Scratch sample_device_, sample_scratch_, route_scratch_, group_scratch_;
   std::vector<char> sample_plan_;
-  std::vector<const uint16_t*> experts_;
+  std::unordered_map<std::string, std::unique_ptr<CudaBuffer>> table_copies_;
+
+  const DeviceGraphs graphs_;
+  Recording* recording_ = nullptr;
+  std::vector<std::unique_ptr<AttentionPlan>> replay_plans_;
+  std::map<std::array<int64_t, 3>, Replayed> replayed_;  // after what its graphs use
+  ReplayStats replay_stats_;
 };
 
 }  // namespace phalanx::cuda

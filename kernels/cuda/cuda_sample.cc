@@ -133,6 +133,14 @@ absl::Status CudaOps::Route(const RouteParams& p) {
   return runtime_->ToStatus(LaunchRoute(args, runtime_->stream()), "Route");
 }
 
+absl::StatusOr<char*> CudaOps::TableCopy(const std::vector<char>& host) {
+  std::unique_ptr<CudaBuffer>& copy = table_copies_[std::string(host.data(), host.size())];
+  if (copy == nullptr) {
+    PHX_ASSIGN_OR_RETURN(copy, CudaBuffer::Of(runtime_, host));
+  }
+  return copy->as<char>();
+}
+
 absl::Status CudaOps::GroupedMatmul(const GroupedMatmulParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
   const int64_t choices = p.num_tokens * p.top_k;
@@ -144,11 +152,30 @@ absl::Status CudaOps::GroupedMatmul(const GroupedMatmulParams& p) {
   }
   void* const stream = runtime_->stream();
   const CudaWeight* any = nullptr;
+  const PackedWeight* any_fast = nullptr;
+  const Fp8Weight* any_fp8 = nullptr;
+  int num_fast = 0;
+  const absl::Status several = absl::InvalidArgumentError(
+      "GroupedMatmul: experts are kept in several formats, must be of one type and one layout");
   std::vector<const uint16_t*> fragments;
   for (const PackedWeight* expert : p.experts) {
     fragments.push_back(nullptr);
     if (expert == nullptr) continue;
+    if (const FastWeight* fast = AsFast(expert); fast != nullptr) {
+      any_fast = fast;
+      fragments.back() = fast->rows();
+      ++num_fast;
+      continue;
+    }
+    if (const Fp8Weight* fp8 = AsFp8(expert); fp8 != nullptr) {
+      if (any_fp8 != nullptr && !any_fp8->LiesAs(*fp8)) return several;
+      any_fast = any_fp8 = fp8;
+      fragments.back() = reinterpret_cast<const uint16_t*>(fp8->rows());
+      continue;
+    }
+    const CudaWeight* const before = any;
     PHX_ASSIGN_OR_RETURN(any, Own("GroupedMatmul", expert));
+    if (before != nullptr && !before->LiesAs(*any)) return several;
     fragments.back() = any->fragments();
   }
   // Which experts there are; then, with weights, how shards share them out.
@@ -165,9 +192,7 @@ absl::Status CudaOps::GroupedMatmul(const GroupedMatmulParams& p) {
   const int64_t fragments_at = plan.Add(fragments);
   const int64_t cuts_at = plan.Add(std::vector<int64_t>(p.expert_cuts.begin(), p.expert_cuts.end()));
   const int64_t trees_at = plan.Add(tree_begin);
-  PHX_ASSIGN_OR_RETURN(char* const device, expert_table_.Get<char>(static_cast<int64_t>(host.size())));
-  PHX_RETURN_IF_ERROR(
-      runtime_->Copy(device, host.data(), static_cast<int64_t>(host.size()), CopyKind::kToDevice));
+  PHX_ASSIGN_OR_RETURN(char* const device, TableCopy(host));
   const auto* weights = reinterpret_cast<const uint16_t* const*>(device + fragments_at);
 
   const bool summed = p.weights != nullptr;
@@ -177,7 +202,15 @@ absl::Status CudaOps::GroupedMatmul(const GroupedMatmulParams& p) {
   if (summed) {
     PHX_ASSIGN_OR_RETURN(products, group_scratch_.Get<float>(choices * n));
   }
-  if (any != nullptr) {
+  if (any_fp8 != nullptr && (any != nullptr || num_fast > 0)) return several;
+  if (any_fast != nullptr && any != nullptr) {
+    return absl::UnimplementedError(
+        "GroupedMatmul: some experts are packed as 16 bits and others are not; all must be of one type");
+  }
+  if (any_fast != nullptr) {
+    PHX_RETURN_IF_ERROR(
+        fast_->Grouped(p, *any_fast, weights, lists, summed ? products : p.y.data, summed ? n : p.y.stride));
+  } else if (any != nullptr) {
     ExpertListArgs list;
     list.ids = p.ids;
     list.expert_weights = weights;
@@ -213,7 +246,7 @@ absl::Status CudaOps::GroupedMatmul(const GroupedMatmulParams& p) {
     args.y = summed ? products : p.y.data;
     args.y_stride = summed ? n : p.y.stride;
     args.y_fp32 = summed;
-    PHX_RETURN_IF_ERROR(runtime_->ToStatus(LaunchGemm(args, half_, stream), "GroupedMatmul"));
+    PHX_RETURN_IF_ERROR(LaunchProduct("GroupedMatmul", args));
   }
   if (!summed) {
     ClearMissingArgs clear;

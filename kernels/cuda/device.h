@@ -6,6 +6,10 @@
 // or bf16. Arithmetic whose bits matter is written with Fma, Mul, Add, Div and Sqrt, which round once each
 // and are never contracted.
 //
+// Every thread of every kernel calls WaitForPrevious() before it ends, and before it touches memory that a
+// kernel writes: what was launched before is done then, and what comes next may be launched (see launch.h).
+// Weights, and what else only copies from the host write, may be read earlier.
+//
 // Sums inside one mma: a device adds the 16 products and the accumulator in an order, and with an alignment
 // of its own, that is not specified; it is the same for equal operands, and each element of the result
 // depends on its own row and column only. That is all the kernels rely on. The emulator adds the products
@@ -25,12 +29,6 @@ namespace phalanx::cuda {
 
 inline constexpr int kWarpSize = 32;
 inline constexpr uint32_t kAllLanes = 0xffffffffu;
-
-// Two 16-bit values in a register, the first in the low half.
-template <bool kHalf>
-PHX_DEVICE uint32_t Pack2(float low, float high) {
-  return static_cast<uint32_t>(FromFloat<kHalf>(low)) | static_cast<uint32_t>(FromFloat<kHalf>(high)) << 16;
-}
 
 PHX_DEVICE float WarpMax(float v) {
   for (int offset = 16; offset > 0; offset >>= 1) v = Max(v, ShuffleXor(v, offset));

@@ -7,6 +7,9 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/launch.h"
+#include "kernels/fp8.h"
+
 #define PHX_DEVICE __device__ __forceinline__
 #define PHX_GLOBAL __global__
 #define PHX_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
@@ -14,6 +17,8 @@
 #define PHX_PRAGMA(text) _Pragma(#text)
 #define PHX_UNROLL_BY(n) PHX_PRAGMA(unroll n)
 #define PHX_FAULT(fault) false
+// Before a kernel's parameter that is read by an index: it stays where it was put.
+#define PHX_PARAMETER __grid_constant__
 
 namespace phalanx::cuda {
 
@@ -23,10 +28,17 @@ PHX_DEVICE int BlockX() { return static_cast<int>(blockIdx.x); }
 PHX_DEVICE int BlockY() { return static_cast<int>(blockIdx.y); }
 PHX_DEVICE int BlockZ() { return static_cast<int>(blockIdx.z); }
 PHX_DEVICE int GridX() { return static_cast<int>(gridDim.x); }
+PHX_DEVICE int GridY() { return static_cast<int>(gridDim.y); }
 
 PHX_DEVICE char* SharedMemory() {
   extern __shared__ __align__(128) char phalanx_shared[];
   return phalanx_shared;
+}
+PHX_DEVICE void WaitForPrevious() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 PHX_DEVICE void SyncThreads() { __syncthreads(); }
 PHX_DEVICE void SyncWarp() { __syncwarp(); }
@@ -72,6 +84,45 @@ template <bool kHalf>
 PHX_DEVICE uint16_t FromFloat(float v) {
   if constexpr (kHalf) return __half_as_ushort(__float2half_rn(v));
   return __bfloat16_as_ushort(__float2bfloat16_rn(v));
+}
+
+// Two 16-bit values in a register, the first in the low half.
+template <bool kHalf>
+PHX_DEVICE uint32_t Pack2(float low, float high) {
+  uint32_t r;
+  if constexpr (kHalf) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  }
+  return r;
+}
+
+// a * b + c of both halves, rounded once each.
+template <bool kHalf>
+PHX_DEVICE uint32_t Fma2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r;
+  if constexpr (kHalf) {
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  } else {
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  }
+  return r;
+}
+
+// Four numbers as e4m3 (kernels/fp8.h), the first in the lowest byte; of a NaN any of its codes.
+PHX_DEVICE uint32_t PackE4m3(float v0, float v1, float v2, float v3) {
+#if __CUDA_ARCH__ >= 890
+  uint16_t low, high;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(v1), "f"(v0));
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(v3), "f"(v2));
+  return low | static_cast<uint32_t>(high) << 16;
+#else
+  return static_cast<uint32_t>(E4m3FromFloatBits(FloatBits(v0))) |
+         static_cast<uint32_t>(E4m3FromFloatBits(FloatBits(v1))) << 8 |
+         static_cast<uint32_t>(E4m3FromFloatBits(FloatBits(v2))) << 16 |
+         static_cast<uint32_t>(E4m3FromFloatBits(FloatBits(v3))) << 24;
+#endif
 }
 
 PHX_DEVICE uint32_t SharedAddress(const void* p) {
@@ -125,6 +176,23 @@ PHX_DEVICE void WaitCopies() {
 PHX_DEVICE int AtomicAdd(int* to, int v) { return atomicAdd(to, v); }
 PHX_DEVICE void AtomicAdd(double* to, double v) { atomicAdd(to, v); }
 
+// Between devices and the host: what was written before the release, by this device's earlier kernels too, is
+// seen behind the acquire.
+PHX_DEVICE uint32_t LoadAcquireSystem(const uint32_t* from) {
+  uint32_t v;
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+  return v;
+}
+PHX_DEVICE void StoreReleaseSystem(uint32_t* to, uint32_t v) {
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
+}
+PHX_DEVICE uint64_t GlobalNanoseconds() {
+  uint64_t v;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(v));
+  return v;
+}
+PHX_DEVICE void SpinPause() { __nanosleep(20); }
+
 struct alignas(16) Quad {
   uint32_t v[4];
 };
@@ -145,8 +213,17 @@ int LaunchKernel(const char*, void (*kernel)(Params...), dim3 grid, int threads,
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (set != cudaSuccess) return static_cast<int>(set);
   }
-  kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args...);
-  return static_cast<int>(cudaGetLastError());
+  cudaLaunchAttribute dependent = {};
+  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  dependent.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads), 1, 1);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &dependent;
+  config.numAttrs = dependent_launch ? 1 : 0;
+  return static_cast<int>(cudaLaunchKernelEx(&config, kernel, args...));
 }
 using GridDim = dim3;
 

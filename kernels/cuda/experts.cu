@@ -22,6 +22,7 @@ PHX_DEVICE void WarpBest(float& value, int& index) {
 
 // A warp a token: see reference_ops.cc, RouteRow, whose order of sums this has.
 PHX_GLOBAL void PHX_BOUNDS(kWarpSize, 1) Route(RouteArgs p) {
+  WaitForPrevious();
   auto* score = reinterpret_cast<float*>(SharedMemory());
   float* choice = score + p.num_experts;
   float* group = choice + p.num_experts;
@@ -100,6 +101,7 @@ PHX_GLOBAL void PHX_BOUNDS(kWarpSize, 1) Route(RouteArgs p) {
 
 // A block an expert: its choices in rising order.
 PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) ExpertLists(ExpertListArgs p) {
+  WaitForPrevious();
   auto* warps = reinterpret_cast<int*>(SharedMemory());
   const int expert = BlockX(), lane = ThreadIndex() % kWarpSize, warp = ThreadIndex() / kWarpSize;
   const int choices = p.num_tokens * p.top_k;
@@ -127,6 +129,7 @@ PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) ExpertLists(ExpertListArgs p) {
 }
 
 PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) ClearMissing(ClearMissingArgs p) {
+  WaitForPrevious();
   const int32_t expert = p.ids[BlockX()];
   if (expert >= 0 && expert < p.num_experts && p.expert_weights[expert] != nullptr) return;
   const int64_t row = BlockX() * p.y_stride;
@@ -141,6 +144,7 @@ PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) ClearMissing(ClearMissingArgs p) {
 
 // A thread a column of a token and subtree.
 PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) CombineChoices(CombineChoicesArgs p) {
+  WaitForPrevious();
   constexpr int kMaxLevels = 6;
   const int c = BlockX() * kThreads + ThreadIndex(), tree = BlockZ();
   const int64_t token = BlockY();

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "kernels/kv_codec.h"
+
 namespace phalanx::cuda {
 
 // ---- Products -----------------------------------------------------------------------------------
@@ -24,11 +26,39 @@ struct GemmSegment {
   int32_t x_cols = 0;   // columns of x; up to blocks * kGemmBlock the rest counts as zero
 };
 
+// How a weight that stays quantised lies: [row_tiles][total_blocks] blocks of codes and what they are read
+// by. An element is round16(fma(code - zero, scale, minimum)), fp32 inside, so that it has the bits of the
+// weight that kernels/dequantize.h makes, rounded to 16 bits; scale, zero and minimum are a row's in a run of
+// 64 / slots columns. Codes of 4 bits: [32 lanes][4 steps] words, in whose half e the nibble i is element e
+// of register i of the lane's A fragment. Of 8 bits: [2 pairs of steps][32 lanes][2 steps][8 bytes], two of
+// each register.
+enum class QuantMeta : int32_t {
+  kNone,      // 16-bit weights
+  kF16,       // scale; codes less 8 (4 bits) or 128
+  kF16F16,    // scale, minimum
+  kF16Zero,   // scale, zero as a 16-bit integer
+  kBf16Zero,  //
+  kF32,       // scale; codes are e4m3
+};
+struct QuantFormat {
+  QuantMeta meta = QuantMeta::kNone;
+  int32_t bits = 16;
+  int32_t slot_shift = 0;   // 2^slot_shift runs of columns in a block: 1, 2 or 4
+  int32_t meta_rows = 0;    // 16, or 1 where a tile's rows have all the same
+  int32_t meta_bytes = 0;   // of one row and run: 2 or 4
+  int32_t meta_shift = 0;   // 2^meta_shift units of 16 bytes take a block's metas
+  int32_t block_bytes = 0;  // of codes, then metas [runs][rows]
+};
+
 struct GemmArgs {
   // [row_tiles][total_blocks][4 steps][32 lanes][8]: A fragments of mma, rows and columns beyond N and K
-  // zero.
+  // zero. Where quant says so, its blocks.
   const uint16_t* weight = nullptr;
+  QuantFormat quant = {};
   int n = 0;
+  // Gated: y [T, n] = silu(gate) * up, gate and up rounded to 16 bits; rows of W from up_tiles tiles on are
+  // up's. 0: not gated.
+  int up_tiles = 0;
   int row_tiles = 0;
   int total_blocks = 0;
   const GemmSegment* segments = nullptr;
@@ -45,7 +75,7 @@ struct GemmArgs {
   int64_t y_stride = 0;
   int64_t tree_stride = 0;
   bool y_fp32 = false;
-  float* partials = nullptr;  // [num_segments, T, N] where GemmSplits
+  float* partials = nullptr;  // [num_segments, T, rows of W] where GemmSplits
   // Grouped products: expert e = blockIdx.z takes rows row_map[e * T + i], i < counts[e], of x and writes
   // rows y_map[e * T + i] of y.
   const uint16_t* const* expert_weights = nullptr;
@@ -57,8 +87,25 @@ struct GemmArgs {
 // Whether LaunchGemm of so many rows needs `partials`.
 bool GemmSplits(const GemmArgs& args);
 int LaunchGemm(const GemmArgs& args, bool half, void* stream);
+// The same for a weight that stays quantised, of up to kQuantRows rows; more are better widened first. Gated
+// ones of few rows only (GemmSplits).
+inline constexpr int kQuantRows = 512;
+int LaunchQuantGemm(const GemmArgs& args, bool half, void* stream);
+// Adds up the partials of the segments.
+int LaunchGemmCombine(const GemmArgs& args, bool half, void* stream);
 
-// out [rows, total_blocks * 64] = the segments' columns of x, each at its first_block, zeros between.
+// out = tiles [first_tile, first_tile + tiles) of a quantised weight as a 16-bit one's.
+struct WidenArgs {
+  const uint16_t* weight = nullptr;
+  QuantFormat quant = {};
+  int total_blocks = 0;
+  int first_tile = 0, tiles = 0;
+  uint16_t* out = nullptr;
+};
+int LaunchWiden(const WidenArgs& args, bool half, void* stream);
+
+// out [rows, total_blocks * 64] = the segments' columns of x, each at its first_block, zeros between; or,
+// where `columns` [total_blocks * 64] is given, the columns of x that it says, zeros at -1.
 struct PackRowsArgs {
   const uint16_t* x = nullptr;
   int64_t x_stride = 0;
@@ -66,6 +113,7 @@ struct PackRowsArgs {
   const GemmSegment* segments = nullptr;  // x_begin and x_cols of x
   int num_segments = 0;
   int total_blocks = 0;
+  const int32_t* columns = nullptr;
   uint16_t* out = nullptr;
 };
 int LaunchPackRows(const PackRowsArgs& args, void* stream);
@@ -129,9 +177,13 @@ struct RopeTableArgs {
 
 // Keys: [layer][block][head][position in block][key_pitch]; values likewise. Pitches are multiples of 8
 // elements; what lies between a width and its pitch is zero for ever.
+// A quantised cache holds bytes, and likewise [position in block][groups of kKvGroup channels] scales.
 struct CacheArgs {
   uint16_t* keys = nullptr;  // of one layer
   uint16_t* values = nullptr;
+  uint16_t* key_scales = nullptr;  // bf16; null: a cache of 16 bits
+  uint16_t* value_scales = nullptr;
+  KvCodec codec = KvCodec::kNone;  // of a cache with scales
   int num_heads = 0, key_dim = 0, value_dim = 0, key_pitch = 0, value_pitch = 0, block_size = 0;
   int block_shift = 0;  // block_size is 2^block_shift
   int64_t num_blocks = 0;
@@ -153,6 +205,8 @@ struct RopeStoreArgs {
 };
 // A row of a mode or position outside of the tables becomes NaN; a slot beyond the cache is not stored.
 int LaunchRopeStore(const RopeStoreArgs& args, bool half, void* stream);
+// Keys and values of a quantised cache; q stays as it is.
+int LaunchStoreQuantised(const RopeStoreArgs& args, bool half, void* stream);
 
 // One block's work: packed query rows [first_row, first_row + rows) of one KV head of one sequence against
 // chunks [first_chunk, end_chunk). Packed row i of KV head g is token i / heads, head i % heads of those of
@@ -170,10 +224,39 @@ struct AttentionItem {
   int32_t partial_chunks = 0;
 };
 
+// Where a call's items come from: how many there are, and a few words per sequence, from which a kernel makes
+// the items.
+struct AttentionCounts {
+  int32_t items = 0, combined = 0, sequences = 0;
+  int32_t rows_per_item = 0;
+};
+struct AttentionHeads {
+  int32_t first_head = 0, heads = 0;  // of a KV head: see AttentionItem
+};
+// Items of a sequence lie one behind the other: KV head by KV head, rows_per_item packed rows by as many,
+// chunk by chunk where they are cut so.
+struct AttentionSequenceArgs {
+  const int32_t* block_table = nullptr;
+  int32_t first_position = 0, first_token = 0, num_rows = 0;
+  int32_t chunks = 0;  // of its last row, where each is an item of its own; else 0
+  int32_t first_item = 0, first_combined = 0;
+  int64_t first_partial = 0;
+};
+struct AttentionItemsArgs {
+  const AttentionCounts* counts = nullptr;
+  const AttentionHeads* kv_heads = nullptr;
+  int num_kv_heads = 0;
+  const AttentionSequenceArgs* sequences = nullptr;
+  AttentionItem* items = nullptr;
+  AttentionItem* combined = nullptr;  // whole rows of sequences that are cut
+};
+int LaunchAttentionItems(const AttentionItemsArgs& args, int blocks, void* stream);
+
 struct AttentionArgs {
-  const AttentionItem* items = nullptr;
-  int num_items = 0;
-  const int32_t* head_list = nullptr;  // query heads by KV head
+  const AttentionCounts* counts = nullptr;
+  const AttentionItem* items = nullptr;     // [counts->items, or as many as there are blocks]
+  const AttentionItem* combined = nullptr;  // likewise
+  const int32_t* head_list = nullptr;       // query heads by KV head
   const uint16_t* q = nullptr;
   int64_t q_stride = 0;
   uint16_t* out = nullptr;
@@ -190,11 +273,11 @@ struct AttentionArgs {
 // Packed rows a block takes when `many`; else 16.
 int AttentionRowsPerItem(int key_dim, int value_dim, bool many);
 bool AttentionSupports(int key_dim, int value_dim);
-int LaunchAttention(const AttentionArgs& args, bool many, bool half, void* stream);
+// `blocks` share out the items that there are then, be they more or fewer.
+int LaunchAttention(const AttentionArgs& args, int blocks, bool many, bool half, void* stream);
 
 // Adds up the partials of rows with several chunks; the item says where they lie.
-int LaunchAttentionCombine(const AttentionArgs& args, const AttentionItem* items, int num_items, bool half,
-                           void* stream);
+int LaunchAttentionCombine(const AttentionArgs& args, int rows_per_item, int blocks, bool half, void* stream);
 
 // ---- Sampling -----------------------------------------------------------------------------------
 

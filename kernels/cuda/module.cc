@@ -18,7 +18,7 @@ absl::StatusOr<std::unique_ptr<Ops>> Create(const char* version, const OpsOption
 #ifdef PHALANX_CUDA_EMULATED
   return CreateCudaOps(CreateEmulatedRuntime(), options);
 #else
-  absl::StatusOr<std::unique_ptr<Runtime>> runtime = CreateCudaRuntime();
+  absl::StatusOr<std::unique_ptr<Runtime>> runtime = CreateCudaRuntime(options);
   if (!runtime.ok()) return runtime.status();
   return CreateCudaOps(*std::move(runtime), options);
 #endif

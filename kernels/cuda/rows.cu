@@ -8,9 +8,9 @@ namespace phalanx::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr float kLog2e = 1.44269504f;
 
 PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) Embed(EmbedArgs p) {
+  WaitForPrevious();
   const int64_t row = BlockY();
   const int32_t from = p.from_sampled == nullptr ? -1 : p.from_sampled[row];
   const int32_t id = from < 0 ? p.token_ids[row] : p.sampled[from];
@@ -47,6 +47,7 @@ PHX_DEVICE void AddUnit(const RmsNormArgs& p, int64_t row, int64_t c, float (&v)
 // A block a row of the residual.
 template <bool kHalf>
 PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) AddRows(RmsNormArgs p) {
+  WaitForPrevious();
   float v[8];
   for (int64_t c = ThreadIndex() * 8; c < p.cols; c += kThreads * 8) AddUnit<kHalf>(p, BlockX(), c, v);
 }
@@ -55,6 +56,7 @@ PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) AddRows(RmsNormArgs p) {
 // warp; then the warps from the first. Columns alone say which thread has what, so all rows have one order.
 template <bool kHalf>
 PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) RmsNorm(RmsNormArgs p) {
+  WaitForPrevious();
   auto* sums = reinterpret_cast<float*>(SharedMemory());
   const int64_t out = BlockX();
   const int64_t row = p.chosen == nullptr ? out : p.chosen[out];
@@ -88,6 +90,7 @@ PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) RmsNorm(RmsNormArgs p) {
 
 template <bool kHalf>
 PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) SwiGlu(SwiGluArgs p) {
+  WaitForPrevious();
   const int64_t row = BlockY();
   const int64_t c = (BlockX() * int64_t{kThreads} + ThreadIndex()) * 8;
   if (c >= p.cols) return;
@@ -96,13 +99,12 @@ PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) SwiGlu(SwiGluArgs p) {
   Load8<kHalf>(p.gate_up + row * p.stride + c, count, gate);
   Load8<kHalf>(p.gate_up + row * p.stride + p.cols + c, count, up);
   PHX_UNROLL
-  for (int i = 0; i < 8; ++i) {
-    gate[i] = Mul(Div(gate[i], Add(1.0f, Exp2(Mul(gate[i], -kLog2e)))), up[i]);
-  }
+  for (int i = 0; i < 8; ++i) gate[i] = Gated(gate[i], up[i]);
   Store8<kHalf>(p.y + row * p.y_stride + c, count, gate);
 }
 
 PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) CopyRows(CopyRowsArgs p) {
+  WaitForPrevious();
   const int64_t row = BlockY(), head = BlockX();
   for (int64_t c = ThreadIndex() * 8; c < p.cols; c += kThreads * 8) {
     const Quad q = LoadBits8(p.x + row * p.x_stride + head * p.x_pitch + c, p.cols - c);
@@ -158,6 +160,7 @@ PHX_DEVICE void RotateUnit(const RopeTableArgs& table, bool inside, int64_t posi
 // copied, which q leaves where they are.
 template <bool kHalf>
 PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) RopeStore(RopeStoreArgs p) {
+  WaitForPrevious();
   const int64_t row = BlockX();
   const CacheArgs& cache = p.cache;
   const int mode = p.rope_mode[row];
@@ -170,7 +173,8 @@ PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) RopeStore(RopeStoreArgs p) {
   }
   const int64_t position = p.positions[row];
   const bool inside = known && position >= 0 && position < table.num_positions;
-  const int64_t slot = p.slots[row];
+  int64_t slot = p.slots[row];
+  if (PHX_FAULT(kRopeStoresPadding) && slot < 0) slot = 0;
   const bool stored = slot >= 0 && slot < cache.num_blocks * cache.block_size;
   const int64_t block = stored ? slot / cache.block_size : 0, offset = stored ? slot % cache.block_size : 0;
   const int rotated = (table.half + 7) / 8;

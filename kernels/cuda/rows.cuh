@@ -74,6 +74,17 @@ PHX_DEVICE void StoreBits8(uint16_t* to, int64_t count, const Quad& q) {
   }
 }
 
+// silu(gate) * up.
+PHX_DEVICE float Gated(float gate, float up) {
+  constexpr float kLog2e = 1.44269504f;
+  return Mul(Div(gate, Add(1.0f, Exp2(Mul(gate, -kLog2e)))), up);
+}
+// The same of a product's sums, which are rounded as if they were stored between the two.
+template <bool kHalf>
+PHX_DEVICE float GatedSums(float gate, float up) {
+  return Gated(ToFloat<kHalf>(FromFloat<kHalf>(gate)), ToFloat<kHalf>(FromFloat<kHalf>(up)));
+}
+
 inline int CeilDiv(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
 }  // namespace phalanx::cuda

@@ -423,6 +423,7 @@ struct Sampler {
 };
 
 PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) Sample(SampleArgs p) {
+  WaitForPrevious();
   Sampler sampler = {p, *reinterpret_cast<Shared*>(SharedMemory()), p.scratch + BlockX() * p.scratch_stride};
   sampler.Run(p.first_row + BlockX());
 }

@@ -12,8 +12,8 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "kernels/dequantize.h"
-#include "kernels/int8_kv.h"
 #include "kernels/numeric.h"
+#include "kernels/quantised_kv.h"
 #include "kernels/validate.h"
 
 namespace phalanx {
@@ -68,6 +68,18 @@ class ReferenceKvCache : public KvCache {
   std::unique_ptr<HostBuffer> memory_;
 };
 
+template <KvCodec kCodec>
+void ThroughCodes(const float* x, int64_t n, float* to) {
+  for (int64_t begin = 0; begin < n; begin += kKvGroup) {
+    const int64_t end = std::min<int64_t>(n, begin + kKvGroup);
+    std::array<uint8_t, kKvGroup> codes;
+    const float scale = FloatFromBf16(QuantiseKv<kCodec>(x + begin, end - begin, codes.data()));
+    for (int64_t i = begin; i < end; ++i) {
+      to[i] = KvNumber<kCodec>(codes[static_cast<size_t>(i - begin)]) * scale;
+    }
+  }
+}
+
 // What is read back of `n` channels of a head, as floats.
 void RoundToCache(KvType type, const float* x, int64_t n, float* to) {
   switch (type) {
@@ -79,13 +91,9 @@ void RoundToCache(KvType type, const float* x, int64_t n, float* to) {
       for (int64_t i = 0; i < n; ++i) to[i] = RoundToBf16(x[i]);
       return;
     case KvType::kInt8:
-      for (int64_t begin = 0; begin < n; begin += kInt8KvGroup) {
-        const int64_t end = std::min<int64_t>(n, begin + kInt8KvGroup);
-        std::array<int8_t, kInt8KvGroup> q;
-        const float scale = FloatFromBf16(QuantiseInt8Kv(x + begin, end - begin, q.data()));
-        for (int64_t i = begin; i < end; ++i) to[i] = static_cast<float>(q[i - begin]) * scale;
-      }
-      return;
+      return ThroughCodes<KvCodec::kInt8>(x, n, to);
+    case KvType::kFp8:
+      return ThroughCodes<KvCodec::kE4m3>(x, n, to);
   }
 }
 

@@ -151,6 +151,40 @@ TEST_F(GgufTest, HugeCountsAllocateNothing) {
   }
 }
 
+// A file may have holes: that it is large enough for what its header says costs nothing.
+TEST_F(GgufTest, HugeCountsInAHugeFileAllocateNothing) {
+  constexpr uintmax_t kFileBytes = uintmax_t{1} << 38;
+  const auto expect_error = [&](const std::string& bytes, const char* message) {
+    ASSERT_TRUE(GgufWriter::WriteBytes(path_, bytes));
+    std::filesystem::resize_file(path_, kFileBytes);
+    const absl::Status status = GgufFile::Open(path_).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(message));
+  };
+  const std::string head = "GGUF" + GgufWriter::Raw(uint32_t{3});
+  const auto raw = [](uint64_t v) { return GgufWriter::Raw(v); };
+  expect_error(head + raw(0) + raw(uint64_t{1} << 32),
+               "4294967296 metadata entries, must be at most 1048576");
+  expect_error(head + raw(uint64_t{1} << 32) + raw(0), "4294967296 tensors, must be at most 1048576");
+  for (const uint32_t type : {0u, 4u, 6u, 7u, 8u, 10u, 12u}) {
+    GgufWriter array;
+    array.Set("k", 9, GgufWriter::Raw(type) + raw(uint64_t{1} << 32));
+    expect_error(array.Serialize(), "'k': array of 4294967296 elements");
+  }
+}
+
+// Values that take more memory than file.
+TEST_F(GgufTest, SmallValuesAllocateNoMoreThanTheFile) {
+  GgufWriter array;
+  array.Set("k", 9,
+            GgufWriter::Raw(uint32_t{1}) + GgufWriter::Raw(uint64_t{6} << 20) + std::string(6 << 20, 'x'));
+  ExpectInvalid(array, "'k': the header would take more than");
+  const std::string file = "GGUF" + GgufWriter::Raw(uint32_t{3}) + GgufWriter::Raw(uint64_t{1 << 17}) +
+                           GgufWriter::Raw(uint64_t{0});
+  ExpectError(file + std::string(33 << 17, '\0'), absl::StatusCode::kInvalidArgument,
+              "the header would take more than");
+}
+
 TEST_F(GgufTest, BadMetadata) {
   GgufWriter w;
   w.SetU32("twice", 1);

@@ -117,8 +117,8 @@ TEST(MemoryEstimateTest, LatentAttentionAndExperts) {
   }
 }
 
-// Int8 has two bytes for each 32 channels of a head beside them.
-TEST(MemoryEstimateTest, Int8KvCountsItsScales) {
+// Int8 and fp8 have two bytes for each 32 channels of a head beside them.
+TEST(MemoryEstimateTest, QuantisedKvCountsItsScales) {
   ModelConfig config = Known("phi-4");
   const auto sizes = WeightSizesOf(config, WeightFormat::kBf16);
   ASSERT_TRUE(sizes.ok());

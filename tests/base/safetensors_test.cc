@@ -15,6 +15,7 @@ namespace phalanx {
 namespace {
 
 using nlohmann::json;
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -53,6 +54,22 @@ TEST_F(SafetensorsTest, ViewsOfTheFile) {
   EXPECT_THAT(b.shape, ElementsAre(2, 1));
   EXPECT_EQ(b.bytes, 4);
   EXPECT_EQ(std::memcmp(b.data, "efgh", 4), 0);
+}
+
+// Texts of a few bytes a value, which take forty times as much once they are parsed.
+std::string Repeated(std::string_view piece, int times) {
+  std::string text;
+  for (int i = 0; i < times; ++i) text += piece;
+  return text;
+}
+
+TEST_F(SafetensorsTest, TakesNoMemoryBeyondTheFile) {
+  EXPECT_THAT(Error(absl::StrCat("{\"a\":[", Repeated("{},", 300'000), "1]}")),
+              AllOf(HasSubstr(path_), HasSubstr("bytes of memory")));
+  EXPECT_THAT(Error(absl::StrCat("{\"a\":[", Repeated("1,", 600'000), "1]}")), HasSubstr("bytes of memory"));
+  Write("model.safetensors.index.json", absl::StrCat("{\"weight_map\":[", Repeated("[],", 600'000), "1]}"));
+  EXPECT_THAT(std::string(FindSafetensors(dir_).status().message()),
+              AllOf(HasSubstr(dir_ + "/model.safetensors.index.json"), HasSubstr("bytes of memory")));
 }
 
 TEST_F(SafetensorsTest, NamesWhatIsWrong) {

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "absl/strings/str_cat.h"
 #include "tests/testing/test_data.h"
 
 namespace phalanx {
@@ -87,6 +88,7 @@ TEST_F(TokenizerJsonTest, NamesWhatIsWrong) {
   ExpectError(File(R"({"a": 1.5})", "[]", "[]"), invalid, "model.vocab: 'a' must have a whole number");
   ExpectError(File(R"({"a": [1]})", "[]", "[]"), invalid, "model.vocab: 'a' must have a whole number");
   ExpectError(File(R"({"a": 4000000000})", "[]", "[]"), invalid, "model.vocab: 'a' has id 4000000000");
+  ExpectError(File(R"({"a": 4000000})", "[]", "[]"), invalid, "the last id is 4000000, which a file of");
   ExpectError(File(R"({"a": 0, "a": 1})", "[]", "[]"), invalid, "'a' is both token 0 and token 1");
   ExpectError(File(R"({"a": 0, "b": 0})", "[]", "[]"), invalid, "'b' and 'a' are both token 0");
   for (const char* merge : {R"("ab")", R"("a b c")", R"(" b")", R"(["a"])", R"(["a", "b", "c"])", "1",
@@ -111,6 +113,20 @@ TEST_F(TokenizerJsonTest, NamesWhatIsWrong) {
   Write("tokenizer.json", File(R"({"a": 0})", "[]", "[]"));
   EXPECT_THAT(std::string(ReadTokenizerJson(folder_).status().message()),
               HasSubstr("tokenizer_config.json: not valid JSON"));
+}
+
+TEST_F(TokenizerJsonTest, TakesNoMemoryBeyondTheFile) {
+  const auto repeated = [](std::string_view piece, int times) {
+    std::string text;
+    for (int i = 0; i < times; ++i) text += piece;
+    return text;
+  };
+  ExpectError(absl::StrCat("{\"x\":[", repeated("[],", 1'000'000), "1]}"), absl::StatusCode::kInvalidArgument,
+              "bytes of memory");
+  ExpectError(File(absl::StrCat("{", repeated("\"\":0,", 2'000'000), "\"a\":1}"), "[]", "[]"),
+              absl::StatusCode::kInvalidArgument, "bytes of memory");
+  ExpectError(File("{\"a\":1}", absl::StrCat("[", repeated("\"a b\",", 1'500'000), "\"a b\"]"), "[]"),
+              absl::StatusCode::kInvalidArgument, "bytes of memory");
 }
 
 TEST_F(TokenizerJsonTest, ReadsPublishedFiles) {

@@ -1,5 +1,6 @@
 // Latency of the collectives between two processes, next to what copying the same bytes costs one of them.
-//   collective_bench [ranks=2] [calls=2000] [pin]     pin: rank r stays on core r modulo their number
+//   collective_bench [ranks=2] [calls=2000] [shm|tcp] [pin]     pin: rank r stays on core r modulo their
+//   number
 // One line for each size: median, 10th and 90th percentile of TreeAllReduce (8 shards, bytes of the result)
 // and AllGather, as rank 0 sees them; memcpy of the bytes that a rank reads.
 #include <sched.h>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "tests/worker/collective/shared_meeting.h"
 #include "worker/collective/collective.h"
 
 namespace phalanx {
@@ -64,9 +66,11 @@ void Pin(int rank) {
   if (sched_setaffinity(0, sizeof(cpus), &cpus) != 0) std::perror("sched_setaffinity");
 }
 
-int RunRank(const CollectiveOptions& options, int calls, bool pin) {
+int RunRank(const std::string& kind, const SharedMeeting& meeting, CollectiveOptions options, int calls,
+            bool pin) {
   if (pin) Pin(options.rank);
-  auto created = CreateCollective("shm", options);
+  options.meet = meeting.Of(options);
+  auto created = CreateCollective(kind, options);
   CheckOk(created.status());
   Collective& group = **created;
   int64_t subtrees = 0;
@@ -126,24 +130,27 @@ int main(int argc, char** argv) {
   phalanx::CollectiveOptions options;
   options.size = argc > 1 ? std::atoi(argv[1]) : 2;
   const int calls = argc > 2 ? std::atoi(argv[2]) : 2000;
-  const bool pin = argc > 3 && std::string(argv[3]) == "pin";
-  if (argc > 4 || (argc == 4 && !pin) || options.size < 2 || options.size > options.num_shards ||
-      calls < 10) {
-    std::fprintf(stderr, "usage: %s [ranks 2 to %d] [calls from 10] [pin]\n", argv[0], options.num_shards);
+  const bool pin = argc > 3 && std::string(argv[argc - 1]) == "pin";
+  const std::string kind = argc - pin > 3 ? argv[3] : "shm";
+  const bool known = kind == "shm" || kind == "tcp";
+  if (argc - pin > 4 || !known || options.size < 2 || options.size > options.num_shards || calls < 10) {
+    std::fprintf(stderr, "usage: %s [ranks 2 to %d] [calls from 10] [shm|tcp] [pin]\n", argv[0],
+                 options.num_shards);
     return 2;
   }
   options.id = absl::StrCat("bench-", getpid());
   options.max_elements = 1 << 20;
   options.max_gather_bytes = 4 << 20;
+  const phalanx::SharedMeeting meeting;
   for (int r = 1; r < options.size; ++r) {
     const pid_t pid = fork();
     if (pid < 0) return 1;
     if (pid == 0) {
       options.rank = r;
-      _exit(phalanx::RunRank(options, calls, pin));
+      _exit(phalanx::RunRank(kind, meeting, options, calls, pin));
     }
   }
-  int result = phalanx::RunRank(options, calls, pin);
+  int result = phalanx::RunRank(kind, meeting, options, calls, pin);
   int status = 0;
   while (wait(&status) > 0) result |= status;
   return result == 0 ? 0 : 1;

@@ -2,14 +2,16 @@
 // can do.
 //
 //   engine_bench [--model FILE] [--tp D] [--threads N] [--shards N] [--compute fp32|fast]
-//                [--rung auto|reference|avx2|avx512|amx] [--prompt N] [--steps N] [--batches 1,8,32]
-//                [--kv-cache-dtype auto|bf16|fp32|int8] [--repeats N] [--json]
+//                [--rung auto|reference|avx2|avx512|amx|cuda] [--prefill N] [--prompt N] [--steps N]
+//                [--batches 1,8,32] [--kv-cache-dtype auto|bf16|fp32|int8|fp8] [--repeats N]
+//                [--cuda-mode invariant|fast] [--cuda-graphs off|auto|on] [--json]
 //
-// Without --model: a small random model, to see that the bench runs. Prefill: a prompt of 512 tokens in one
-// step. Decode: sequences with a prompt of --prompt tokens, --steps steps of one token each, greedy. Each
-// figure is the best of --repeats runs (3). Bandwidth: packed weights and the KV cache that a step reads,
-// times steps a second, over what as many threads read from a buffer as large. Operations: two for each
-// weight and token, the head only for rows with logits, over the peak of the rung's instruction.
+// Without --model: a small random model, to see that the bench runs. Prefill: a prompt of --prefill tokens
+// (512) in one step. Decode: sequences with a prompt of --prompt tokens (64@2048: 64 sequences, of
+// 2048 each), --steps steps of one token each, greedy. Each figure is the best of --repeats runs (3).
+// Bandwidth: packed weights and the KV cache that a step reads, times steps a second, over what as many
+// threads read from a buffer as large (a device: over what it copies, bytes read and written). Operations:
+// two for each weight and token, the head only for rows with logits, over the peak of the rung's instruction.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -29,7 +31,6 @@ namespace phalanx {
 namespace {
 
 constexpr int kBlockSize = 32;
-constexpr int kPrefill = 512;
 
 struct Flags {
   std::string model;
@@ -39,9 +40,16 @@ struct Flags {
   std::string compute = "fast";
   std::string rung = "auto";
   KvType kv_type = KvType::kAuto;
+  int prefill = 512;
   int prompt = 128;
   int steps = 64;
-  std::vector<int> batches = {1, 8, 32};
+  struct Batch {
+    int size = 0;
+    int prompt = 0;  // 0: --prompt
+  };
+  std::vector<Batch> batches = {{1}, {8}, {32}};
+  DeviceMode mode = DeviceMode::kInvariant;
+  DeviceGraphs graphs = DeviceGraphs::kAuto;
   int repeats = 3;
   bool json = false;
 };
@@ -82,6 +90,8 @@ Flags ParseFlags(int argc, char** argv) {
       flags.kv_type = *KvTypeFromName(value);
     } else if (name == "--rung") {
       flags.rung = value;
+    } else if (name == "--prefill") {
+      flags.prefill = Number(name, value);
     } else if (name == "--prompt") {
       flags.prompt = Number(name, value);
     } else if (name == "--steps") {
@@ -90,8 +100,17 @@ Flags ParseFlags(int argc, char** argv) {
       flags.repeats = Number(name, value);
     } else if (name == "--batches") {
       flags.batches.clear();
-      for (const auto batch : absl::StrSplit(value, ','))
-        flags.batches.push_back(Number(name, std::string(batch)));
+      for (const auto batch : absl::StrSplit(value, ',')) {
+        const std::pair<std::string, std::string> parts = absl::StrSplit(batch, absl::MaxSplits('@', 1));
+        flags.batches.push_back(
+            {Number(name, parts.first), parts.second.empty() ? 0 : Number(name, parts.second)});
+      }
+    } else if (name == "--cuda-mode" && (value == "invariant" || value == "fast")) {
+      flags.mode = value == "fast" ? DeviceMode::kFast : DeviceMode::kInvariant;
+    } else if (name == "--cuda-graphs" && (value == "off" || value == "auto" || value == "on")) {
+      flags.graphs = value == "off"  ? DeviceGraphs::kOff
+                     : value == "on" ? DeviceGraphs::kOn
+                                     : DeviceGraphs::kAuto;
     } else {
       Fail(absl::StrCat(name, " ", value, ": unknown option or value"));
     }
@@ -200,11 +219,26 @@ int64_t LayerWeights(const ModelConfig& c) {
 }
 int64_t HeadWeights(const ModelConfig& c) { return int64_t{c.vocab_size} * c.hidden_size; }
 
-// Of one position: int8 has two bytes for each 32 channels.
+// Of one position: int8 and fp8 have two bytes for each 32 channels.
 int64_t KvBytes(const ModelConfig& c, KvType type) {
   const int64_t elements = c.num_layers * int64_t{c.num_kv_heads} * (c.key_dim + c.value_dim);
-  if (type == KvType::kInt8) return elements * 34 / 32;
+  if (IsQuantised(type)) return elements * 34 / 32;
   return elements * (type == KvType::kBf16 ? 2 : 4);
+}
+
+// Bytes a second that a device reads and writes, together, when it copies.
+double CopyBandwidth(Ops* ops) {
+  const int64_t bytes = ops->info().free_bytes > 0 ? int64_t{1} << 30 : int64_t{1} << 20;
+  const auto from = ops->Allocate(bytes), to = ops->Allocate(bytes);
+  if (!from.ok() || !to.ok()) Fail("no room on the device to measure what it copies");
+  double best = 0;
+  for (int i = 0; i < 10; ++i) {
+    const absl::StatusOr<double> seconds =
+        ops->Time([&] { return ops->Copy((*to)->data(), (*from)->data(), bytes, CopyKind::kOnDevice); });
+    if (!seconds.ok()) Fail(seconds.status().ToString());
+    best = std::max(best, 2.0 * static_cast<double>(bytes) / *seconds);
+  }
+  return best;
 }
 
 // The figures of one group and the machine's limits beside them.
@@ -215,9 +249,13 @@ class Report {
     const OpsInfo& info = group->ops(0).info();
     for (int r = 0; r < flags.tp; ++r) weight_bytes_ += group->runner(r).weight_bytes();
     const int threads = flags.tp * flags.threads;
-    bandwidth_ = ReadBandwidth(weight_bytes_, threads);
-    const std::string rung = flags.rung == "auto" ? AvailableRungs().back() : flags.rung;
-    peak_ = PeakFlops(rung, flags.compute == "fp32" ? Compute::kFp32 : Compute::kFast, threads);
+    if (info.backend == "cpu" || info.backend == "reference") {
+      bandwidth_ = ReadBandwidth(weight_bytes_, threads);
+      const std::string rung = flags.rung == "auto" ? AvailableRungs().back() : flags.rung;
+      peak_ = PeakFlops(rung, flags.compute == "fp32" ? Compute::kFp32 : Compute::kFast, threads);
+    } else {
+      bandwidth_ = CopyBandwidth(&group->ops(0));
+    }
     json_ = {{"model", config.name},
              {"backend", info.backend},
              {"instruction_set", info.instruction_set},
@@ -284,16 +322,22 @@ std::unique_ptr<Checkpoint> OpenModel(const Flags& flags) {
 int Main(int argc, char** argv) {
   const Flags flags = ParseFlags(argc, argv);
   const std::unique_ptr<Checkpoint> file = OpenModel(flags);
-  const int max_batch = *std::max_element(flags.batches.begin(), flags.batches.end());
-  const int longest = std::max(flags.prompt + flags.steps + 1, kPrefill);
+  int max_batch = 1, longest_prompt = flags.prompt;
+  for (const Flags::Batch& batch : flags.batches) {
+    max_batch = std::max(max_batch, batch.size);
+    longest_prompt = std::max(longest_prompt, batch.prompt);
+  }
+  const int longest = std::max(longest_prompt + flags.steps + 1, flags.prefill);
   TestGroupOptions options;
   options.num_ranks = flags.tp;
   options.num_shards = std::max(flags.tp, flags.shards);
   options.ops = {.rung = flags.rung,
                  .compute = flags.compute == "fp32" ? Compute::kFp32 : Compute::kFast,
                  .num_threads = flags.threads,
-                 .kv_type = flags.kv_type};
-  options.runner = {.max_tokens_per_step = std::max({kPrefill, flags.prompt, max_batch}),
+                 .kv_type = flags.kv_type,
+                 .device_mode = flags.mode,
+                 .graphs = flags.graphs};
+  options.runner = {.max_tokens_per_step = std::max({flags.prefill, longest_prompt, max_batch}),
                     .max_logits_per_step = max_batch,
                     .context_length = longest,
                     .block_size = kBlockSize,
@@ -309,14 +353,15 @@ int Main(int argc, char** argv) {
     for (int i = 1; i < flags.repeats; ++i) seconds = std::min(seconds, measure());
     return seconds;
   };
-  report.Add(absl::StrCat("prefill ", kPrefill), kPrefill, 1, 1, kPrefill,
-             best([&] { return bench.Prefill(kPrefill); }));
-  for (const int batch : flags.batches) {
-    const int64_t tokens = int64_t{batch} * flags.steps;
-    const double positions = flags.prompt + 0.5 * flags.steps;
-    report.Add(absl::StrCat("decode ", batch), tokens, tokens, flags.steps,
-               static_cast<double>(tokens) * positions,
-               best([&] { return bench.Decode(batch, flags.prompt, flags.steps); }));
+  report.Add(absl::StrCat("prefill ", flags.prefill), flags.prefill, 1, 1, flags.prefill,
+             best([&] { return bench.Prefill(flags.prefill); }));
+  for (const Flags::Batch& batch : flags.batches) {
+    const int prompt = batch.prompt > 0 ? batch.prompt : flags.prompt;
+    const int64_t tokens = int64_t{batch.size} * flags.steps;
+    const double positions = prompt + 0.5 * flags.steps;
+    report.Add(absl::StrCat("decode ", batch.size, batch.prompt > 0 ? absl::StrCat("@", batch.prompt) : ""),
+               tokens, tokens, flags.steps, static_cast<double>(tokens) * positions,
+               best([&] { return bench.Decode(batch.size, prompt, flags.steps); }));
   }
   report.Finish();
   return 0;

@@ -91,7 +91,7 @@ class Bench {
     std::printf("\n%s, weights %s, KV %s; FMA at most %.0f GFLOP/s\n", ops_->info().instruction_set.c_str(),
                 std::string(DTypeName(ops_->info().weight_dtype)).c_str(), KvTypeName(ops_->info().kv_type),
                 peaks_.fma_gflop_s);
-    if (options_.only_attention || ops_->info().kv_type == KvType::kInt8) return Attentions();
+    if (options_.only_attention || IsQuantised(ops_->info().kv_type)) return Attentions();
     for (const int shards : {1, 8}) {
       for (const auto& [k, n] : {std::pair<int64_t, int64_t>{576, 1536}, {2048, 8192}})
         Products(DType::kF32, k, n, shards);
@@ -367,7 +367,9 @@ int Main(int argc, char** argv) {
       if (rung == "amx" && compute == Compute::kFp32) continue;  // the same kernels as avx512
       Bench(options, peaks, OrDie(CreateOps({rung, compute, options.threads}))).Run();
       if (compute == Compute::kFp32) continue;
-      Bench(options, peaks, OrDie(CreateOps({rung, compute, options.threads, KvType::kInt8}))).Run();
+      for (const KvType type : {KvType::kInt8, KvType::kFp8}) {
+        Bench(options, peaks, OrDie(CreateOps({rung, compute, options.threads, type}))).Run();
+      }
     }
   }
   return 0;

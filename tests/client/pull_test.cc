@@ -9,11 +9,11 @@
 #include <fstream>
 
 #include "absl/strings/str_cat.h"
+#include "base/file_hash.h"
+#include "base/pull_manifest.h"
 #include "client/http_url.h"
 #include "client/hub.h"
 #include "client/hub_client.h"
-#include "client/hub_hash.h"
-#include "client/hub_manifest.h"
 #include "client/pull_directory.h"
 #include "client/pull_progress.h"
 

@@ -107,7 +107,11 @@ TEST_F(ServerTest, ChoicesCountAsRequestsInFlight) {
   StartReady({}, config);
   EXPECT_TRUE(Generate(WithChoices(Tokens({1}), 4)).status.ok());
   ASSERT_TRUE(Eventually([&] { return server_->coordinator().in_flight().count() == 0; }));
-  EXPECT_EQ(Generate(WithChoices(Tokens({1}), 5)).status.error_code(), grpc::RESOURCE_EXHAUSTED);
+  const Answer never = Generate(WithChoices(Tokens({1}), 5));
+  EXPECT_EQ(never.status.error_code(), grpc::INVALID_ARGUMENT);
+  EXPECT_EQ(never.status.error_message(),
+            "sampling.n is 5; this coordinator takes 4 choices at once (--max-in-flight)");
+  EXPECT_TRUE(never.retry_after.empty());
   ASSERT_TRUE(Eventually([&] { return server_->coordinator().in_flight().count() == 0; }));
   EXPECT_TRUE(Generate(Tokens({1})).status.ok());
 }

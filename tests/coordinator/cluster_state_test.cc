@@ -15,8 +15,8 @@ namespace {
 
 std::string Show(const AssignAction& a) {
   return absl::StrCat("assign session ", a.session, ": ", a.group, " epoch ", a.epoch, " rank ", a.rank,
-                      " of ", a.num_ranks, ", ", a.collective_id, ", leader ", a.leader_address, ", ",
-                      a.workers_on_host, " on host\n");
+                      " of ", a.num_ranks, ", ", a.collective == "shm" ? "" : a.collective + " ",
+                      a.collective_id, ", leader ", a.leader_address, ", ", a.workers_on_host, " on host\n");
 }
 std::string Show(const ReleaseAction& a) {
   return absl::StrCat("release session ", a.session, ": ", a.group, " epoch ", a.epoch, ": ", a.reason, "\n");
@@ -41,8 +41,8 @@ ModelSpec Spec(const std::string& name, int32_t tensor_parallel, int32_t groups)
 
 // Commands: at MS; join ID host= [pid=] [sees=]; beat ID [step=]; rank ID GROUP STATE [epoch=] [detail=];
 // leave ID reason=; serve GROUP [epoch=]; load-report GROUP running= queued=; leader-gone GROUP reason=; load
-// NAME tp= groups=; unload NAME; tick; state. Workers are named by id; sessions are numbered in order of
-// joining.
+// NAME tp= groups=; unload NAME; stood-still MS; tick; state. Workers are named by id; sessions are numbered
+// in order of joining.
 class ClusterDriver {
  public:
   ClusterDriver()
@@ -72,7 +72,7 @@ class ClusterDriver {
       info.host = c.Arg("host");
       info.pid = static_cast<int32_t>(c.Number("pid", 1));
       info.workers_on_host = static_cast<int32_t>(c.Number("sees", 0));
-      info.group_address = info.host + ":1";
+      info.group_address = c.Arg("address", info.host + ":1");
       const Session session = next_session_++;
       const absl::Status status = state_.WorkerJoined(now_, session, info, &actions);
       if (status.ok()) sessions_[info.id] = session;
@@ -109,6 +109,8 @@ class ClusterDriver {
                             &actions));
     } else if (verb == "unload") {
       note(state_.UnloadModel(now_, c.words.at(1), &actions));
+    } else if (verb == "stood-still") {
+      state_.StoodStill(now_, std::stoll(c.words.at(1)));
     } else if (verb == "tick") {
       state_.Tick(now_, &actions);
     } else if (verb == "state") {

@@ -32,6 +32,22 @@ TEST(Config, TakesFlags) {
   EXPECT_FALSE(config.ListensOnLoopback());
 }
 
+TEST(Config, KnowsTheCollectives) {
+  struct Case {
+    std::vector<const char*> args;
+    CollectiveChoice choice;
+  };
+  for (const Case& c : {Case{{}, CollectiveChoice::kAuto},
+                        {{"--collective", "auto"}, CollectiveChoice::kAuto},
+                        {{"--collective", "shm"}, CollectiveChoice::kShm},
+                        {{"--collective=tcp"}, CollectiveChoice::kTcp}}) {
+    Config config;
+    const ParsedFlags parsed = Parse(c.args, &config);
+    EXPECT_FALSE(parsed.exit) << parsed.output;
+    EXPECT_EQ(config.collective_choice, c.choice);
+  }
+}
+
 TEST(Config, KnowsLoopback) {
   Config config;
   EXPECT_TRUE(config.ListensOnLoopback());
@@ -59,8 +75,12 @@ TEST(Config, SaysInOneLineWhatIsWrong) {
       {{"--compute", "int3"}, {"--compute", "int3", "fast or fp32"}},
       {{"--rope", "short"}, {"--rope", "short", "long or auto"}},
       {{"--rope", "auto"}, {"--rope", "--model"}},
-      {{"--kv-cache-dtype", "q8_0"}, {"--kv-cache-dtype", "q8_0", "auto, bf16, fp32 or int8"}},
+      {{"--kv-cache-dtype", "q8_0"}, {"--kv-cache-dtype", "q8_0", "auto, bf16, fp32, int8 or fp8"}},
       {{"--kv-cache-dtype", "int8"}, {"--kv-cache-dtype", "--model"}},
+      {{"--collective", "nccl"}, {"--collective", "nccl", "auto, shm or tcp"}},
+      {{"--collective", "TCP"}, {"--collective", "TCP"}},
+      {{"--collective="}, {"--collective"}},
+      {{"--collective", "shm", "--collective", "tcp"}, {"--collective"}},
       {{"--tp", "0"}, {"--tp", "0", "at least 1"}},
       {{"--tp", "two"}, {"--tp", "two"}},
       {{"--groups", "-1"}, {"--groups", "-1"}},
@@ -69,7 +89,8 @@ TEST(Config, SaysInOneLineWhatIsWrong) {
       {{"--max-in-flight", "0"}, {"--max-in-flight"}},
       {{"--heartbeat-interval", "0"}, {"--heartbeat-interval"}},
       {{"--heartbeat-timeout", "nan"}, {"--heartbeat-timeout", "nan"}},
-      {{"--heartbeat-interval", "6"}, {"--heartbeat-timeout", "10", "twice"}},
+      {{"--heartbeat-interval", "6"}, {"--heartbeat-timeout", "3.5", "twice"}},
+      {{"--stall-timeout", "0.5"}, {"--stall-timeout", "0.5", "1 to"}},
       {{"--name", "x"}, {"--name", "--model"}},
       {{"--colour"}, {"--colour", "--help"}},
   };

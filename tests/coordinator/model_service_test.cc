@@ -68,6 +68,30 @@ TEST_F(ModelServiceTest, TokenizesAsGenerateDoes) {
   EXPECT_EQ(Tokenize(request, &response).error_code(), grpc::NOT_FOUND);
 }
 
+TEST_F(ModelServiceTest, RefusesWhatWouldTakeMuchMemory) {
+  StartServer();
+  ASSERT_TRUE(Load(TestModel()).ok());
+  v1::TokenizeRequest request;
+  v1::TokenizeResponse response;
+  request.set_text(std::string((1 << 20) + 1, 'a'));
+  request.set_pieces(true);
+  const grpc::Status status = Tokenize(request, &response);
+  EXPECT_EQ(status.error_code(), grpc::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("1048577 tokens; pieces are told of at most 1048576"));
+}
+
+TEST_F(ModelServiceTest, APathHasNoZeroByte) {
+  StartServer();
+  v1::LoadModelRequest request;
+  request.mutable_spec()->set_path(std::string("/tmp\0/model.gguf", 16));
+  grpc::ClientContext context;
+  SetDeadline(&context);
+  v1::LoadModelResponse response;
+  const grpc::Status status = cluster_->LoadModel(&context, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("spec.path has a zero byte"));
+}
+
 TEST_F(ModelServiceTest, DetokenizesWhatItIsGiven) {
   StartServer();
   ASSERT_TRUE(Load(TestModel()).ok());

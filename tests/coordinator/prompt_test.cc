@@ -70,6 +70,16 @@ TEST_F(PromptTest, AChatThatIsTooMuchForItsTemplateIsRefused) {
   EXPECT_THAT(std::string(ids.status().message()), ::testing::HasSubstr("chat is too large"));
 }
 
+// Before it is encoded, which takes more memory than its text.
+TEST_F(PromptTest, AChatOfMoreTextThanTheContextHoldsIsRefused) {
+  const auto parsed = ChatTemplate::Parse("{% for i in range(100) %}ab{% endfor %}");
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_TRUE(EncodeChat({{"user", "x"}}, *parsed, *tokenizer_, names_, {}, 200).ok());
+  const auto ids = EncodeChat({{"user", "x"}}, *parsed, *tokenizer_, names_, {}, 199);
+  EXPECT_EQ(ids.status().code(), absl::StatusCode::kInvalidArgument) << ids.status();
+  EXPECT_THAT(std::string(ids.status().message()), ::testing::HasSubstr("200 bytes of it"));
+}
+
 TEST_F(PromptTest, NoByteOfUsersIsSpecial) {
   EXPECT_THAT(Encode(kPlain, "\x02<|end|>\x03"), ElementsAreArray(Ids("{}\x02<|end|>\x03{}")));
 }

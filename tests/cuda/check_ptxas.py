@@ -1,4 +1,5 @@
-"""Reads what `ptxas -v` says of every kernel: no spills and no stack frames, on any architecture.
+"""Reads what `ptxas -v` says of every kernel: no spills and no stack frames, on any architecture, and of those that use
+wgmma none that it made serial or whose registers it could not share out.
 
 Usage: check_ptxas.py LOG [--table]: LOG is the output of a whole build of the CUDA module.
 """
@@ -10,7 +11,10 @@ import sys
 ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\S+)'")
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
-MIN_KERNELS = 40  # of both architectures: fewer mean that the log is not whole
+# setmaxnreg ignored, wgmma serialised: https://docs.nvidia.com/cuda/parallel-thread-execution
+LOSS = re.compile(r"C75\d\d|Potential Performance Loss")
+WGMMA_KERNELS = {"GemmWgmma", "AttentionWgmma"}  # each in 2 shapes and 2 types
+MIN_KERNELS = 150  # of both architectures: fewer mean that the log is not whole
 ARCHITECTURES = {"sm_80", "sm_90a"}
 
 
@@ -36,7 +40,11 @@ def names(mangled):
 
 def main():
     with open(sys.argv[1], encoding="utf-8") as log:
-        kernels = list(read(log))
+        lines = log.readlines()
+    kernels = list(read(lines))
+    if losses := [line.strip() for line in lines if LOSS.search(line)]:
+        print("\n".join(losses))
+        return 1
     for kernel, name in zip(kernels, names([k[0] for k in kernels]), strict=True):
         kernel[0] = name
     bad = [k for k in kernels if None in k or any(k[2:5])]
@@ -46,6 +54,10 @@ def main():
     if len(kernels) < MIN_KERNELS or seen != ARCHITECTURES:
         print(f"{len(kernels)} kernels for {sorted(seen)}; at least {MIN_KERNELS} for {sorted(ARCHITECTURES)} expected")
         return 1
+    for wanted in WGMMA_KERNELS:
+        if sum(name.startswith(wanted) and arch == "sm_90a" for name, arch, *_ in kernels) != 4:
+            print(f"4 kernels {wanted} for sm_90a expected")
+            return 1
     most = max(k[5] for k in kernels)
     print(f"{len(kernels)} kernels, {len(bad)} with a stack or spills, at most {most} registers")
     return 1 if bad else 0

@@ -2,6 +2,7 @@
 // some order of warps; without faults the order changes no bit.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <functional>
 #include <numeric>
 
@@ -50,6 +51,22 @@ class FaultsTest : public testing::Test {
     return y.Get();
   }
 
+  // With a weight that stays quantised.
+  static std::vector<float> QuantisedProduct(Ops& ops, int64_t rows) {
+    Random random(7);
+    const int64_t n = 100, k = 704;
+    std::vector<uint8_t> w(static_cast<size_t>(RowBytes(DType::kQ4_0, n * k)));
+    for (size_t i = 0; i < w.size(); ++i) w[i] = static_cast<uint8_t>(i % 18 == 1 ? 0x20 : random.Below(256));
+    PackWeightParams pack;
+    pack.pieces = {{{w.data(), DType::kQ4_0, n, k}, {0, n}}};
+    pack.cols = {0, k};
+    auto weight = OrDie(ops.PackWeight(pack));
+    EXPECT_LT(weight->bytes(), n * k);
+    DeviceMatrix x_m(ops, rows, k, random.Normal(rows * k), 4), y(ops, rows, n, 0, true);
+    EXPECT_TRUE(ops.Matmul({x_m.view(), weight.get(), nullptr, y.view(), true}).ok());
+    return y.Get();
+  }
+
   static std::vector<float> Attend(Ops& ops, int64_t rows) {
     Random random(4);
     const int64_t length = 300;
@@ -69,11 +86,13 @@ class FaultsTest : public testing::Test {
 TEST_F(FaultsTest, MissingBarrierOfTheProductsPipeline) {
   for (const int64_t rows : {5, 90}) {
     ExpectCaught(Fault::kGemmNoBarrier, [&](Ops& ops) { return Product(ops, rows); });
+    ExpectCaught(Fault::kGemmNoBarrier, [&](Ops& ops) { return QuantisedProduct(ops, rows); });
   }
 }
 TEST_F(FaultsTest, MissingWaitForTheProductsCopies) {
   for (const int64_t rows : {5, 90}) {
     ExpectCaught(Fault::kGemmNoWait, [&](Ops& ops) { return Product(ops, rows); });
+    ExpectCaught(Fault::kGemmNoWait, [&](Ops& ops) { return QuantisedProduct(ops, rows); });
   }
 }
 TEST_F(FaultsTest, SwappedFragment) {
@@ -179,8 +198,24 @@ TEST(DeviceContentsTest, BadIndicesMakeNanOrNothing) {
 TEST(DeviceOptionsTest, WhatIsMissingIsNamed) {
   const auto message = [](const OpsOptions& options) { return CreateOps(options).status().ToString(); };
   EXPECT_EQ(message({kEmulatedCudaRung, Compute::kFp32, 1}).substr(0, 27), "UNIMPLEMENTED: compute fp32");
-  EXPECT_EQ(message({kEmulatedCudaRung, Compute::kFast, 1, KvType::kInt8}).substr(0, 32),
-            "UNIMPLEMENTED: a KV cache of int");
+  EXPECT_EQ(message({kEmulatedCudaRung, Compute::kFast, 1, KvType::kF32}).substr(0, 33),
+            "UNIMPLEMENTED: a KV cache of fp32");
+}
+
+// As on a device: only Copy reaches its memory from the host.
+TEST(StrictMemoryTest, TheHostDiesOfTouchingTheDevicesMemory) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto write = [](bool by_hand) {
+    setenv("PHALANX_EMULATED_STRICT", "1", 1);
+    auto ops = OrDie(CreateOps({kEmulatedCudaRung, Compute::kFast, 1}));
+    auto buffer = OrDie(ops->Allocate(8));
+    const char byte = 1;
+    if (!ops->Copy(buffer->data(), &byte, 1, CopyKind::kToDevice).ok()) std::_Exit(2);
+    if (by_hand) *static_cast<volatile char*>(buffer->data()) = byte;
+    std::_Exit(0);
+  };
+  EXPECT_EXIT(write(false), testing::ExitedWithCode(0), "");
+  EXPECT_DEATH(write(true), "");
 }
 
 }  // namespace

@@ -86,14 +86,14 @@ class Process:
 class Cluster:
     """One coordinator and its workers w0, w1, ..."""
 
-    def __init__(self, folder, workers=0, coordinator_flags=(), worker_flags=()):
+    def __init__(self, folder, workers=0, coordinator_flags=(), worker_flags=(), host="127.0.0.1"):
         self.folder, self.processes, self._client = folder, [], None
         self.worker_flags = list(worker_flags)
         self.coordinator_flags = list(coordinator_flags)
         if "--max-unsent" not in self.coordinator_flags:  # tests leave streams unread while they look elsewhere
             self.coordinator_flags += ["--max-unsent", "1000000"]
         self.workers = {}
-        self.address = f"127.0.0.1:{free_port()}"
+        self.address = f"{host}:{free_port()}"
         self.shared_memory = self._shared_memory()
         try:
             self.start_coordinator()
@@ -129,9 +129,10 @@ class Cluster:
         wait_for(up, 20, f"no coordinator answers at {self.address}")
         return self.coordinator
 
-    def start_worker(self, name, *flags):
+    def start_worker(self, name, *flags, prefix=()):
+        """`prefix`: a command that becomes the worker, such as `ip netns exec NAME`."""
         self.workers[name] = self._start(
-            name, [WORKER, "--coordinator", self.address, "--id", name, *self.worker_flags, *flags])
+            name, [*prefix, WORKER, "--coordinator", self.address, "--id", name, *self.worker_flags, *flags])
         return self.workers[name]
 
     @property

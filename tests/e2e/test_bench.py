@@ -110,6 +110,7 @@ def test_a_dataset(cluster, tmp_path):
 
 
 @pytest.mark.parametrize("line", ["[]", "{", '{"prompt": 3}', '{"messages": [{}]}', '{"tokens": ["a"]}',
+                                  '{"tokens": [4294967301]}', '{"tokens": [-1]}',
                                   '{"prompt": "x", "max_tokens": 0}'])
 def test_a_bad_dataset(cluster, tmp_path, line):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "x"}\n' + line + "\n")
@@ -121,9 +122,13 @@ def test_a_bad_dataset(cluster, tmp_path, line):
     (["--concurrency", "0"], "--concurrency"), (["--rate", "-1"], "--rate"), (["--input-len", "9:3"], "--input-len"),
     (["--output-len", "x"], "--output-len"), (["--duration", "nan"], "--duration"), (["--burstiness", "0"], "--burst"),
     (["--rate", "1", "--concurrency", "2"], "--concurrency"), (["--input-len", "100000"], "context"),
+    (["--rate", "0"], "--rate"), (["--duration", "0"], "--duration"), (["--requests", "0"], "--requests"),
+    (["--input-len", "2000000000", "--output-len", "2000000000"], "4000000000"),
+    (["--input-len", "8", "--shared-prefix", "9"], "--shared-prefix"),
+    (["--json", "/nothing/x"], "--json /nothing/x"), (["--html", "/"], "--html /"),
     (["--model", "nothing"], "nothing"), (["--dataset", "/nothing"], "/nothing")])
 def test_wrong_flags(cluster, flags, named):
-    result = cluster.phalanx("bench", "--requests", "1", *flags)
+    result = cluster.phalanx("bench", *([] if "--requests" in flags else ["--requests", "1"]), *flags)
     assert result.returncode == 1 and result.stdout == "" and named in result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
 

@@ -104,6 +104,10 @@ def test_with_few_blocks_all_say_what_they_say_alone(own_cluster, random_model):
     together = [content(stream.result()) for stream in streams]
     for i, (one, other) in enumerate(zip(alone, together)):
         assert one == other, f"request {i} says something else in company"
+    # What never fits: no client is told to try again.
+    never = cluster.client.generate(**request(prompt(30, 60), max_tokens=5000))
+    assert never.code.name == "FAILED_PRECONDITION" and "ask for fewer tokens" in never.details, never.details
+    assert "retry-after-ms" not in dict(never.error.trailing_metadata())
     cluster.wait_idle()
     wait_for(lambda: cluster.group().preemptions > 0, 10, lambda: f"preemptions: {cluster.group()}")
 

@@ -37,8 +37,9 @@ def test_gguf_file(random_model):
     # Two layers, three heads of 32 and 32 channels, two bytes.
     assert ranks[0]["kv_bytes_per_token"] == 2 * 3 * 64 * 2
     assert ranks[0]["weight_bytes"] == report["weights"]["bytes"] == 4 * report["parameters"]
-    int8 = json.loads(inspect(random_model, "--json", "--kv-dtype", "int8").stdout)["memory"]["ranks"]
-    assert int8[0]["kv_bytes_per_token"] == 2 * 3 * (64 + 2 * 2)
+    for codes in ("int8", "fp8"):
+        of_codes = json.loads(inspect(random_model, "--json", "--kv-dtype", codes).stdout)["memory"]["ranks"]
+        assert of_codes[0]["kv_bytes_per_token"] == 2 * 3 * (64 + 2 * 2)
     # 1000 tokens are 32 blocks of 32.
     usable = int(3 * 2**30 * 0.9) - 2 * 2**30 - ranks[0]["weight_bytes"]
     assert ranks[0]["sequences"] == usable // (ranks[0]["kv_bytes_per_token"] * 1024)

@@ -1,4 +1,4 @@
-"""A KV cache of int8: the worker's flag, the load request's word, and the same tokens whatever the ranks and the cache."""
+"""A KV cache of int8 or fp8: the worker's flag, the load request's word, and the same tokens whatever the ranks and the cache."""
 
 import random
 
@@ -57,18 +57,22 @@ def test_the_same_tokens_on_one_rank_on_two_and_from_the_cache(cluster, random_m
 
 
 def test_a_load_request_names_another_type(cluster, random_model):
-    blocks = {}
-    for kv_type in ("int8", "bf16", "fp32"):
-        cluster.load(random_model, "--kv-cache-dtype", kv_type)
+    blocks, answers = {}, {}
+    for name in ("int8", "fp8_e4m3", "bf16", "fp32"):
+        cluster.load(random_model, "--kv-cache-dtype", name)
         group = cluster.group()
+        kv_type = name.removesuffix("_e4m3")
         assert group.kv_cache_dtype == kv_type
+        assert f" kv={kv_type} " in group.fingerprint
         blocks[kv_type] = group.kv_blocks_total
-        said(cluster, 2, 40)
+        answers[kv_type], _ = said(cluster, 2, 40)
         cluster.unload_all()
-    # Two layers with three heads of 32 and 32 channels; int8 has two bytes more for each 32.
+    # Two layers with three heads of 32 and 32 channels; int8 and fp8 have two bytes more for each 32.
     elements = 2 * 3 * 64 * KV_BLOCK
-    assert blocks == {"int8": KV_BYTES // (elements * 34 // 32), "bf16": KV_BYTES // (elements * 2),
+    of_codes = KV_BYTES // (elements * 34 // 32)
+    assert blocks == {"int8": of_codes, "fp8": of_codes, "bf16": KV_BYTES // (elements * 2),
                       "fp32": KV_BYTES // (elements * 4)}
+    assert len({str(logprobs) for _, logprobs in answers.values()}) == 4
 
 
 def test_ranks_must_agree(make_cluster, random_model):
@@ -87,15 +91,16 @@ def test_ranks_must_agree(make_cluster, random_model):
 def test_what_is_refused(cluster, random_model):
     wrong = run(WORKER, "--coordinator", "h:1", "--kv-cache-dtype", "q8_0", timeout=20)
     assert wrong.returncode == 1
-    assert "--kv-cache-dtype is 'q8_0'; it must be one of auto, bf16, fp32, int8" in wrong.stderr
+    assert "--kv-cache-dtype is 'q8_0'; it must be auto, bf16, fp32, int8 or fp8" in wrong.stderr
     with pytest.raises(grpc.RpcError) as error:
         cluster.client.load(path=str(random_model), kv_cache_dtype=9)
     assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "spec.kv_cache_dtype is 9" in error.value.details()
-    with pytest.raises(grpc.RpcError) as error:
-        cluster.client.load(path=str(MLA), kv_cache_dtype="KV_CACHE_DTYPE_INT8")
-    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "int8, which is not for latent attention (MLA)" in error.value.details()
+    for kv_type in ("int8", "fp8"):
+        with pytest.raises(grpc.RpcError) as error:
+            cluster.client.load(path=str(MLA), kv_cache_dtype=f"KV_CACHE_DTYPE_{kv_type.upper()}")
+        assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert f"{kv_type}, which is not for latent attention (MLA)" in error.value.details()
     # The worker's own flag is not known to the coordinator.
     cluster.client.load(path=str(MLA), name="latent")
     wait_for(lambda: "int8 (of the worker's flag) is not for latent attention (MLA)" in cluster.group().detail, 30,

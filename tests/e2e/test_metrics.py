@@ -113,6 +113,7 @@ def test_counts_requests_and_tokens(cluster, random_model):
         assert rise(prefix + "e2e_request_latency_seconds_count", model_name="m") == 3
         assert rise(prefix + "request_queue_time_seconds_count", model_name="m") == 3
         assert rise(prefix + "request_generation_tokens_sum", model_name="m") == 24
+        assert rise(prefix + "request_max_num_generation_tokens_sum", model_name="m") == 24
         assert after.get(prefix + "num_requests_running", model_name="m") == 0
         assert after.get(prefix + "num_requests_waiting", model_name="m") == 0
     assert rise("vllm:time_per_output_token_seconds_count", model_name="m") == 21
@@ -254,6 +255,18 @@ def test_logs_name_requests(cluster, random_model):
     bad = line(r"INVALID_ARGUMENT.*sampling\.n is 1000")
     assert '"x\\" OK forged\\342\\200\\250"' in bad
     assert "CANCELLED" in line(r'request "left": ')
+
+
+def test_a_worker_names_requests_as_their_clients_do(own_cluster, random_model):
+    cluster = own_cluster(workers=1, worker_flags=["--log-level", "debug"])
+    cluster.load(random_model)
+    cluster.client.generate(text="Hi", request_id='x" forged\u2028', sampling={**SHORT, "n": 2})
+
+    def lines():
+        return re.findall(r'D worker request "x\\" forged\\342\\200\\250", number \d+: (.*)',
+                          cluster.workers["w0"].log.read_text())
+    wait_for(lambda: len(lines()) == 4, 10, lambda: cluster.workers["w0"].log.read_text())
+    assert sorted(lines()) == ["accepted"] * 2 + ["ended (length), 8 tokens, 0 of its prompt from the cache"] * 2
 
 
 def test_a_refused_request_says_when_to_try_again(own_cluster, random_model):

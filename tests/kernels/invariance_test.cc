@@ -240,10 +240,19 @@ TEST_P(InvarianceTest, ShardedMatmul) {
 
 TEST_P(InvarianceTest, Attention) { EXPECT_TRUE(AttentionIsInvariant(*Make())); }
 
-TEST_P(InvarianceTest, AttentionOverInt8) {
-  if (kTestsDevice) GTEST_SKIP() << "a device has no int8 cache";
-  EXPECT_TRUE(
-      AttentionIsInvariant(*OrDie(CreateOps({GetParam().rung, GetParam().compute, 2, KvType::kInt8}))));
+TEST_P(InvarianceTest, AttentionOverCodes) {
+  for (const KvType type : {KvType::kInt8, KvType::kFp8}) {
+    if (kTestsDevice) {  // fewer cuts: the loops are those of 16 bits but for their loads
+      auto ops = OrDie(CreateOps({GetParam().rung, GetParam().compute, 1, type, GetParam().fp16}));
+      EXPECT_TRUE(
+          SameBits(AttendInCalls(*ops, 290, {290}, 1, 32), AttendInCalls(*ops, 290, {255, 2, 30, 1}, 2, 16)))
+          << KvTypeName(type);
+      continue;
+    }
+    if (type == KvType::kFp8 && (GetParam().rung == "reference" || !ReadsCodes(GetParam()))) continue;
+    EXPECT_TRUE(AttentionIsInvariant(*OrDie(CreateOps({GetParam().rung, GetParam().compute, 2, type}))))
+        << KvTypeName(type);
+  }
 }
 
 TEST_P(InvarianceTest, NumberOfThreads) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "kernels/dequantize.h"
+#include "kernels/fp8.h"
 #include "kernels/sampling.h"
 
 namespace phalanx {
@@ -42,6 +44,60 @@ TEST(NumericTest, F16IsExact) {
   EXPECT_EQ(FloatFromF16(0x7c00), std::numeric_limits<float>::infinity());
   EXPECT_TRUE(std::isnan(FloatFromF16(0x7e00)));
   EXPECT_TRUE(std::signbit(FloatFromF16(0x8000)));
+}
+
+// By the format's definition.
+constexpr float E4m3Value(int code) {
+  const int exponent = code >> 3 & 15, mantissa = code & 7;
+  float v = exponent == 0 ? static_cast<float>(mantissa) : static_cast<float>(8 + mantissa);
+  for (int e = exponent == 0 ? 1 : exponent; e < 10; ++e) v /= 2;
+  for (int e = exponent; e > 10; --e) v *= 2;
+  return code < 128 ? v : -v;
+}
+
+constexpr bool E4m3CodesAreTheirNumbers() {
+  for (int code = 0; code < 256; ++code) {
+    const uint32_t bits = FloatBitsFromE4m3(static_cast<uint8_t>(code));
+    if (E4m3FromFloatBits(bits) != code) return false;
+    if ((code & 0x7f) == 0x7f) {
+      if ((bits & 0x7fffffffu) != 0x7fc00000u) return false;
+      continue;
+    }
+    const float value = E4m3Value(code),
+                tiny = std::bit_cast<float>(E4m3TinyBits(static_cast<uint32_t>(code)));
+    if (bits != std::bit_cast<uint32_t>(value)) return false;
+    if (std::bit_cast<uint32_t>(tiny * std::bit_cast<float>(kE4m3FromTiny)) != bits) return false;
+  }
+  return true;
+}
+static_assert(E4m3CodesAreTheirNumbers());
+
+uint8_t E4m3(float v) { return E4m3FromFloatBits(std::bit_cast<uint32_t>(v)); }
+
+// Between neighbouring codes: to the nearer, halfway to the even one.
+TEST(NumericTest, E4m3RoundsToNearestEven) {
+  for (int code = 0; code < 0x7e; ++code) {
+    const float low = E4m3Value(code), high = E4m3Value(code + 1), middle = (low + high) / 2;
+    const int even = code % 2 == 0 ? code : code + 1;
+    for (const int sign : {0, 0x80}) {
+      const auto of = [sign](float v) { return E4m3(sign != 0 ? -v : v); };
+      EXPECT_EQ(of(middle), even | sign) << low;
+      EXPECT_EQ(of(std::nextafter(middle, 0.0f)), code | sign) << low;
+      EXPECT_EQ(of(std::nextafter(middle, 1e9f)), (code + 1) | sign) << low;
+    }
+  }
+}
+
+TEST(NumericTest, E4m3Saturates) {
+  const float inf = std::numeric_limits<float>::infinity();
+  for (const float v : {448.0f, 460.0f, 1e5f, std::numeric_limits<float>::max(), inf}) {
+    EXPECT_EQ(E4m3(v), 0x7e) << v;
+    EXPECT_EQ(E4m3(-v), 0xfe) << v;
+  }
+  EXPECT_EQ(E4m3(std::numeric_limits<float>::denorm_min()), 0);
+  EXPECT_EQ(E4m3(-0.0f), 0x80);
+  EXPECT_EQ(E4m3(std::numeric_limits<float>::quiet_NaN()) & 0x7f, 0x7f);
+  EXPECT_EQ(E4m3FromFloatBits(0xff800001u), 0xff);
 }
 
 TEST(NumericTest, ExpIsWithinTwoUlp) {

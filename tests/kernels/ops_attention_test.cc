@@ -76,7 +76,7 @@ TEST_P(AttentionTest, Attention) {
       {18, 0, 16, 16, {0}, 1, 300, 297, 2, 16},
   };
   for (size_t i = 0; i < cases.size(); ++i) {
-    if (kv_type() == KvType::kInt8 && cases[i].value_dim == 0) continue;  // there is none for latents
+    if (IsQuantised(kv_type()) && cases[i].value_dim == 0) continue;  // there is none for latents
     if (kTestsDevice && cases[i].length * static_cast<int64_t>(cases[i].kv_head_of.size()) > 1600) continue;
     ExpectAgree(AttentionTolerance(), "case " + std::to_string(i),
                 [&](Ops& ops) { return RunAttention(ops, cases[i], 100 + static_cast<uint32_t>(i)); });
@@ -143,7 +143,7 @@ TEST_P(AttentionTest, AttentionWithoutHeads) {
 // Scores that would overflow an exponential without the running maximum.
 TEST_P(AttentionTest, AttentionWithHugeScores) {
   // Scores of some thousands: their last bits are worth 1e-4 in a weight.
-  const Tolerance tolerance = amx() ? Tolerance{2e-2, 2e-2, 5e-5} : Tolerance{2e-3, 2e-3, 1e-6};
+  const Tolerance tolerance = amx() ? AttentionTolerance() : Tolerance{2e-3, 2e-3, 1e-6};
   ExpectAgree(tolerance, "huge", [this](Ops& ops) {
     Random random(5);
     const std::vector<int32_t> table = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19};
@@ -155,6 +155,10 @@ TEST_P(AttentionTest, AttentionWithHugeScores) {
       for (float& x : k) x = std::clamp(std::nearbyint(x), -127.0f, 127.0f);
       for (size_t i = 0; i < k.size(); i += 16) k[i] = 127;
     }
+    if (kv_type() == KvType::kFp8) {  // likewise, of 1/4
+      for (float& x : k) x = std::clamp(x, -112.0f, 112.0f);
+      for (size_t i = 0; i < k.size(); i += 16) k[i] = 112;
+    }
     for (float& x : k) x = RoundToBf16(x);
     const std::vector<float> rotated =
         kv.Store(0, 1, q, k, random.Normal(320 * 16), Positions(0, 320), SlotsOf(table, 16, 0, 320));
@@ -163,8 +167,37 @@ TEST_P(AttentionTest, AttentionWithHugeScores) {
   });
 }
 
-// What int8 holds of a head, in plain loops and doubles.
-std::vector<float> ThroughInt8(const std::vector<float>& x) {
+// Sums of values: 2^23 in the first chunk, -2^23 in the second, next to nothing in the third, which is lost
+// in any other order.
+TEST_P(AttentionTest, ChunksAreFoldedFromTheFirst) {
+  const int64_t length = 600;
+  std::vector<int32_t> table((length + 15) / 16);
+  for (size_t b = 0; b < table.size(); ++b) table[b] = static_cast<int32_t>(b);
+  PagedKv kv(*ops_, {1, 1, 16, 16, 16}, static_cast<int64_t>(table.size()), {10000.0, 0, false, {}, 1.0f},
+             length);
+  const std::vector<float> zero(length * 16, 0.0f);
+  std::vector<float> v(length * 16, 0x1p-9f);
+  std::fill_n(v.begin(), 256 * 16, 0x1p15f);
+  std::fill_n(v.begin() + 256 * 16, 256 * 16, -0x1p15f);
+  kv.Store(0, 1, zero, zero, v, Positions(0, length), SlotsOf(table, 16, 0, length));
+  const float want = (length - 512) * 0x1p-9f / length;
+  for (const int64_t rows : {1, 70}) {
+    const std::vector<float> got = kv.Attend(0, {0}, std::vector<float>(static_cast<size_t>(rows * 16), 0.0f),
+                                             length - rows, rows, table);
+    for (int c = 0; c < 16; ++c) {
+      EXPECT_NEAR(got[static_cast<size_t>((rows - 1) * 16 + c)], want, want / 50) << rows << " rows";
+    }
+  }
+}
+
+// The multiple of e4m3's step at y that is nearest to it, at most 448.
+double NearestE4m3(double y) {
+  const double step = std::exp2(std::max(std::floor(std::log2(std::fabs(y))), -6.0) - 3);
+  return y == 0 ? 0 : std::clamp(std::nearbyint(y / step) * step, -448.0, 448.0);
+}
+
+// What a quantised cache holds of a head, in plain loops and doubles.
+std::vector<float> ThroughCodes(KvType type, const std::vector<float>& x) {
   std::vector<float> held(x.size());
   for (size_t begin = 0; begin < x.size(); begin += 32) {
     const size_t end = std::min(x.size(), begin + 32);
@@ -174,10 +207,13 @@ std::vector<float> ThroughInt8(const std::vector<float>& x) {
       finite = finite && std::isfinite(x[i]);
       largest = std::max(largest, std::fabs(double{x[i]}));
     }
-    const float scale = largest < 0x1p-100 ? 0 : RoundToBf16(static_cast<float>(largest) / 127.0f);
     for (size_t i = begin; i < end; ++i) {
-      const double q = scale == 0 ? 0 : std::nearbyint(double{x[i] * (1.0f / scale)});
-      held[i] = finite ? static_cast<float>(q * double{scale}) : kNan;
+      held[i] = finite ? 0 : kNan;
+      if (!finite || largest < 0x1p-100) continue;
+      const float scale = RoundToBf16(static_cast<float>(largest) / (type == KvType::kFp8 ? 448.0f : 127.0f));
+      const double scaled = double{x[i] * (1.0f / scale)};
+      const double number = type == KvType::kFp8 ? NearestE4m3(scaled) : std::nearbyint(scaled);
+      held[i] = static_cast<float>(number * double{scale});
     }
   }
   return held;
@@ -185,26 +221,37 @@ std::vector<float> ThroughInt8(const std::vector<float>& x) {
 
 // What is read back is what was stored, rounded to the cache's type: a row that sees one key gets its value.
 TEST_P(AttentionTest, ValuesAreRoundedToTheCache) {
-  Random random(6);
-  PagedKv kv(*ops_, {1, 1, 32, 40, 16}, 3, {10000.0, 32, false, {}, 1.0f}, 8);
-  const std::vector<float> v = random.Normal(40), q = random.Normal(32);
-  kv.Store(0, 1, q, random.Normal(32), v, {0}, {16});
-  std::vector<float> want = v;
-  if (kv_type() == KvType::kInt8) want = ThroughInt8(v);
-  // AMX rounds what int8 holds, too.
-  const bool amx_tiles =
-      amx() && !device() && GetParam().compute == Compute::kFast && kv_type() == KvType::kInt8;
-  if ((kv_type() == KvType::kBf16 && !device()) || amx_tiles) {
-    for (float& x : want) x = RoundToBf16(x);
+  const auto check = [this](Ops& ops) {
+    const KvType type = ops.info().kv_type;
+    Random random(6);
+    PagedKv kv(ops, {1, 1, 32, 40, 16}, 3, {10000.0, 32, false, {}, 1.0f}, 8);
+    std::vector<float> v = random.Normal(40);
+    const std::vector<float> q = random.Normal(32);
+    for (float& x : v) x = Rounded(device() && IsQuantised(type) ? RoundToBf16(x) : x);
+    kv.Store(0, 1, q, random.Normal(32), v, {0}, {16});
+    std::vector<float> want = v;
+    if (IsQuantised(type)) want = ThroughCodes(type, v);
+    // AMX rounds what codes hold, too.
+    const bool amx_tiles = amx() && !device() && GetParam().compute == Compute::kFast && IsQuantised(type);
+    if ((type == KvType::kBf16 && !device()) || amx_tiles) {
+      for (float& x : want) x = RoundToBf16(x);
+    }
+    for (float& x : want) x = Rounded(x);
+    EXPECT_EQ(kv.Attend(0, {0}, q, 0, 1, {1}), want);
+    // A negative slot stores nothing.
+    kv.Store(0, 1, q, random.Normal(32), random.Normal(40), {0}, {-1});
+    EXPECT_EQ(kv.Attend(0, {0}, q, 0, 1, {1}), want);
+  };
+  check(*ops_);
+  if (!GetParam().fp16) return;
+  for (const KvType type : {KvType::kInt8, KvType::kFp8}) {  // which have no cases of fp16
+    OpsOptions options = Options();
+    options.kv_type = type;
+    check(*OrDie(CreateOps(options)));
   }
-  for (float& x : want) x = Rounded(x);
-  EXPECT_EQ(kv.Attend(0, {0}, q, 0, 1, {1}), want);
-  // A negative slot stores nothing.
-  kv.Store(0, 1, q, random.Normal(32), random.Normal(40), {0}, {-1});
-  EXPECT_EQ(kv.Attend(0, {0}, q, 0, 1, {1}), want);
 }
 
-// Groups of int8 stand for themselves: tiny numbers, huge ones beside small ones, a NaN and an infinity.
+// Groups of codes stand for themselves: tiny numbers, huge ones beside small ones, a NaN and an infinity.
 TEST_P(AttentionTest, OddNumbersInTheCache) {
   Random random(8);
   PagedKv kv(*ops_, {1, 1, 32, 150, 16}, 3, {10000.0, 32, false, {}, 1.0f}, 8);
@@ -213,14 +260,15 @@ TEST_P(AttentionTest, OddNumbersInTheCache) {
   v[64] = 3e4f;
   v[100] = kNan;
   v[149] = -std::numeric_limits<float>::infinity();
+  for (float& x : v) x = Rounded(x);
   kv.Store(0, 1, q, random.Normal(32), v, {0}, {16});
   const std::vector<float> got = kv.Attend(0, {0}, q, 0, 1, {1});
-  const std::vector<float> int8 = ThroughInt8(v);
+  const std::vector<float> held = ThroughCodes(kv_type(), v);
   for (int i = 0; i < 150; ++i) {
-    if (kv_type() == KvType::kInt8) {
+    if (IsQuantised(kv_type())) {
       ASSERT_EQ(std::isnan(got[i]), i >= 96) << i;
       if (i < 96) {
-        EXPECT_NEAR(got[i], int8[i], std::fabs(int8[i]) * 0x1p-8f) << i;
+        EXPECT_NEAR(got[i], held[i], std::fabs(held[i]) * 0x1p-8f) << i;
       }
     } else {
       ASSERT_EQ(std::isfinite(got[i]), i != 100 && i != 149) << i;
@@ -228,9 +276,9 @@ TEST_P(AttentionTest, OddNumbersInTheCache) {
   }
 }
 
-// Attention over int8 in double precision, written out.
-TEST_P(AttentionTest, Int8AgreesWithPlainLoops) {
-  if (kv_type() != KvType::kInt8) GTEST_SKIP() << "another type";
+// Attention over a quantised cache in double precision, written out.
+TEST_P(AttentionTest, CodesAgreeWithPlainLoops) {
+  if (!IsQuantised(kv_type())) GTEST_SKIP() << "another type";
   const int length = 300, heads = 4, dim = 72;
   for (const int block_size : {32, 16, 8, 256}) {
     Random random(9);
@@ -239,13 +287,15 @@ TEST_P(AttentionTest, Int8AgreesWithPlainLoops) {
     std::vector<int32_t> table(300 / block_size + 2);
     for (size_t b = 0; b < table.size(); ++b) table[b] = static_cast<int32_t>(table.size() - 1 - b);
     const std::vector<float> q = random.Normal(length * heads * dim);
-    const std::vector<float> k = random.Normal(length * 2 * dim), v = random.Normal(length * 2 * dim);
+    std::vector<float> k = random.Normal(length * 2 * dim), v = random.Normal(length * 2 * dim);
+    for (float& x : k) x = Rounded(x);
+    for (float& x : v) x = Rounded(x);
     kv.Store(0, heads, q, k, v, Positions(0, length), SlotsOf(table, block_size, 0, length));
     const std::vector<float> got = kv.Attend(0, {0, 0, 1, 1}, q, 0, length, table);
     std::vector<std::vector<float>> keys, values;
     for (int i = 0; i < length * 2; ++i) {
-      keys.push_back(ThroughInt8(Rows(k, dim, i, i + 1)));
-      values.push_back(ThroughInt8(Rows(v, dim, i, i + 1)));
+      keys.push_back(ThroughCodes(kv_type(), Rows(k, dim, i, i + 1)));
+      values.push_back(ThroughCodes(kv_type(), Rows(v, dim, i, i + 1)));
     }
     std::vector<float> want;
     for (int t = 0; t < length; ++t) {
@@ -279,7 +329,7 @@ TEST_P(AttentionTest, KvBlocksTakeTheirType) {
                                                   : elements + elements / 32 * 2);
   }
   const auto latents = ops_->CreateKvCache({1, 1, 576, 0, 32}, 2);
-  EXPECT_EQ(latents.ok(), kv_type() != KvType::kInt8);
+  EXPECT_EQ(latents.ok(), !IsQuantised(kv_type()));
   if (!latents.ok()) {
     EXPECT_THAT(std::string(latents.status().message()), HasSubstr("value_dim is 0 (latents, MLA)"));
   }

@@ -49,9 +49,15 @@ inline void ExpectClose(const std::vector<float>& want, const std::vector<float>
 class OpsTest : public testing::TestWithParam<RungCase> {
  protected:
   OpsTest()
-      : ops_(OrDie(CreateOps({GetParam().rung, GetParam().compute, 2, GetParam().kv_type, GetParam().fp16}))),
+      : ops_(OrDie(CreateOps(Options()))),
         reference_(OrDie(CreateOps(
             {"reference", GetParam().fp16 ? Compute::kFp32 : GetParam().compute, 1, GetParam().kv_type}))) {}
+
+  static OpsOptions Options() {
+    OpsOptions options = {GetParam().rung, GetParam().compute, 2, GetParam().kv_type, GetParam().fp16};
+    options.device_mode = TestedMode();
+    return options;
+  }
 
   // Activations are rounded to 16 bits: those of a device always, AMX's for its products.
   bool device() const { return ops_->activation_dtype() != DType::kF32; }

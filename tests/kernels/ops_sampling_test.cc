@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <set>
 
 #include "kernels/numeric.h"
 
@@ -113,6 +114,26 @@ TEST_P(OpsTest, SampleEdges) {
   EXPECT_NEAR(got.logprobs[6], -std::log(40.0), 1e-5);
   EXPECT_EQ(got.top_ids[6 * 20], 0);
   EXPECT_EQ(got.top_ids[6 * 20 + 1], 1);
+}
+
+// Five of forty equal tokens are kept, whichever way they are chosen: those of the lowest ids.
+TEST_P(OpsTest, SampleKeepsTheLowestIdsOfEqualTokens) {
+  const int64_t vocab = 40;
+  std::vector<SampleRow> rows(150);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    rows[i].temperature = 1;
+    rows[i].seed = i;
+    if (i % 3 == 0) rows[i].top_k = 5;
+    if (i % 3 == 1) rows[i].top_p = 0.125f;
+    if (i % 3 == 2) rows[i].top_k = 20, rows[i].top_p = 0.25f;
+  }
+  const std::vector<float> logits(rows.size() * static_cast<size_t>(vocab), 0.5f);
+  const Sampled got = RunSample(*ops_, logits, vocab, rows, 1);
+  for (size_t way = 0; way < 3; ++way) {
+    std::set<int32_t> seen;
+    for (size_t i = way; i < rows.size(); i += 3) seen.insert(got.ids[i]);
+    EXPECT_THAT(seen, testing::ElementsAre(0, 1, 2, 3, 4)) << "way " << way;
+  }
 }
 
 std::shared_ptr<const std::vector<int32_t>> Ids(std::vector<int32_t> ids) {

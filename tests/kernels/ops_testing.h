@@ -186,6 +186,7 @@ class PagedKv {
     }
   }
   void set_rope_offset(int offset) { rope_offset_ = offset; }
+  const KvCache* cache() const { return cache_.get(); }
 
   // Returns the rotated queries [T, num_heads * key_dim].
   std::vector<float> Store(int layer, int num_heads, const std::vector<float>& q, const std::vector<float>& k,
@@ -193,8 +194,8 @@ class PagedKv {
                            const std::vector<int64_t>& slots, int64_t padding = 0) {
     const auto rows = static_cast<int64_t>(positions.size());
     DeviceMatrix q_m(ops_, rows, int64_t{num_heads} * shape_.key_dim, q, padding);
-    DeviceMatrix k_m(ops_, rows, int64_t{shape_.num_kv_heads} * shape_.key_dim, k, padding);
-    DeviceMatrix v_m(ops_, rows, int64_t{shape_.num_kv_heads} * shape_.value_dim, v, padding);
+    DeviceMatrix k_m(ops_, rows, int64_t{shape_.num_kv_heads} * shape_.key_dim, Quantisable(k), padding);
+    DeviceMatrix v_m(ops_, rows, int64_t{shape_.num_kv_heads} * shape_.value_dim, Quantisable(v), padding);
     DeviceArray<int32_t> positions_a(ops_, positions);
     DeviceArray<int32_t> modes(ops_, std::vector<int32_t>(positions.size(), 0));
     DeviceArray<int64_t> slots_a(ops_, slots);
@@ -242,6 +243,14 @@ class PagedKv {
   KvCache* cache() { return cache_.get(); }
 
  private:
+  // What a device quantises is a bf16: a code of another number may be the next one.
+  std::vector<float> Quantisable(std::vector<float> x) const {
+    if (kTestsDevice && IsQuantised(ops_.info().kv_type)) {
+      for (float& v : x) v = RoundToBf16(v);
+    }
+    return x;
+  }
+
   Ops& ops_;
   KvCacheShape shape_;
   int rope_offset_;
@@ -294,16 +303,29 @@ inline std::vector<RungCase> RungCases() {
   return cases;
 }
 
-// The same, each with the KV cache of its arithmetic and with int8, AVX2 with every type; a device has one.
+// Whether it has loops of its own that read the codes of a quantised cache.
+inline bool ReadsCodes(const RungCase& c) {
+  return c.compute == Compute::kFp32 ? c.rung == "reference" || c.rung == "avx2" : c.rung == "amx";
+}
+
+// The same, each with the KV cache of its arithmetic and with int8, AVX2 with every type, those that read
+// codes with fp8; a device with 16 bits and, where activations are bf16, int8 and fp8.
 inline std::vector<RungCase> RungAndKvCases() {
-  if (kTestsDevice) return RungCases();
   std::vector<RungCase> cases;
+  if (kTestsDevice) {
+    cases = RungCases();
+    for (const KvType type : {KvType::kInt8, KvType::kFp8}) {
+      cases.push_back({cases[0].rung, Compute::kFast, type});
+    }
+    return cases;
+  }
   for (const RungCase& c : RungCases()) {
     const KvType own = c.compute == Compute::kFp32 ? KvType::kF32 : KvType::kBf16;
     for (const KvType type : {KvType::kBf16, KvType::kF32, KvType::kInt8}) {
       if (type == own || type == KvType::kInt8 || c.rung == "avx2")
         cases.push_back({c.rung, c.compute, type});
     }
+    if (ReadsCodes(c)) cases.push_back({c.rung, c.compute, KvType::kFp8});
   }
   return cases;
 }

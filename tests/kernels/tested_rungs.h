@@ -1,6 +1,7 @@
 // The rungs that tests of every rung run.
 #pragma once
 
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -8,11 +9,23 @@
 
 namespace phalanx {
 
-// Tests of the emulator take fewer and smaller cases.
+// Tests of a device take fewer and smaller cases: the emulator is slow.
 #ifdef PHALANX_TESTED_DEVICE
 inline constexpr bool kTestsDevice = true;
+// The rung of the tests that were built for a device: the emulated one, or what PHALANX_TESTED_DEVICE names
+// in the environment ("cuda": the module beside the test's binary).
+inline std::string TestedDevice() {
+  const char* device = std::getenv("PHALANX_TESTED_DEVICE");
+  return device != nullptr ? device : PHALANX_TESTED_DEVICE;
+}
+// Of that device: "fast" in the environment's PHALANX_TESTED_MODE.
+inline DeviceMode TestedMode() {
+  const char* mode = std::getenv("PHALANX_TESTED_MODE");
+  return mode != nullptr && std::string(mode) == "fast" ? DeviceMode::kFast : DeviceMode::kInvariant;
+}
 #else
 inline constexpr bool kTestsDevice = false;
+inline DeviceMode TestedMode() { return DeviceMode::kInvariant; }
 #endif
 
 // All that this host has (or, in a test of a device, that); under the thread sanitizer the best one alone,
@@ -20,7 +33,7 @@ inline constexpr bool kTestsDevice = false;
 // minutes.
 inline std::vector<std::string> TestedRungs() {
 #if defined(PHALANX_TESTED_DEVICE)
-  return {PHALANX_TESTED_DEVICE};
+  return {TestedDevice()};
 #elif defined(__SANITIZE_THREAD__)
   return {AvailableRungs().back()};
 #else

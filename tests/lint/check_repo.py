@@ -67,8 +67,33 @@ def check_marks():
                 yield f"{path}:{number}: an unfinished mark"
 
 
+# Ways to wait without a deadline. base/mutex.h has none: its condition variable waits until a time. Streams between
+# processes have no end of their own; their channels ping the peer (base/grpc_util.h), which ends them in 3 s.
+ENDLESS = re.compile(
+    r"std::condition_variable|std::(?:shared_)?future\b|std::promise|std::(?:counting|binary)_semaphore|std::latch|"
+    r"std::barrier|absl::(?:Notification|CondVar|Mutex|BlockingCounter)\b|sem_wait|pthread_cond_wait|"
+    r"\b(?:poll|epoll_wait)\([^;]*, -1\)|cudaStreamSynchronize|cudaDeviceSynchronize|cudaEventSynchronize|"
+    r"[.>]CompletionQueue::Next\(")
+MAY_WAIT = {"base/mutex.h"}
+CALL = re.compile(r"^\s*grpc::ClientContext (\w+);", re.M)
+
+
+def check_waits():
+    for path in tracked("base", "coordinator", "worker", "client", "kernels"):
+        if path.suffix not in (".h", ".cc", ".cu", ".cuh") or str(path) in MAY_WAIT:
+            continue
+        text = (ROOT / path).read_text()
+        for number, line in enumerate(text.split("\n"), 1):
+            if found := ENDLESS.search(line.split("//")[0]):
+                yield f"{path}:{number}: {found.group()} waits without a deadline; use CondVar of base/mutex.h"
+        for call in CALL.finditer(text):
+            name = call.group(1)
+            if not name.endswith("_") and f"{name}.set_deadline(" not in text:
+                yield f"{path}: the call of {name} has no deadline"
+
+
 def main():
-    checks = [check_sizes, check_arrows, check_tests_registered, check_readme_files, check_marks]
+    checks = [check_sizes, check_arrows, check_tests_registered, check_readme_files, check_marks, check_waits]
     problems = [problem for check in checks for problem in check()]
     for problem in problems:
         print(problem)

@@ -216,9 +216,12 @@ class LeaderRunner : public FakeRunner {
     return FakeRunner::ShareSampled();
   }
 
+  bool runs_ahead() const override { return ahead; }
+
   // Set before the loop starts.
   std::vector<Channel<Shared>*> followers;
   Channel<int>* gate = nullptr;  // a launch takes one from it
+  bool ahead = false;
   uint64_t fail_launch = 0, fail_sample = 0, fail_share = 0, bad_id = 0;
 
  private:

@@ -33,6 +33,19 @@ class ForwardingOps : public Ops {
     return inner_->Copy(to, from, bytes, kind);
   }
   absl::Status Synchronize(int64_t timeout_ms) override { return inner_->Synchronize(timeout_ms); }
+  absl::StatusOr<double> Time(const std::function<absl::Status()>& work) override {
+    return inner_->Time(work);
+  }
+  absl::StatusOr<int64_t> Mark() override { return inner_->Mark(); }
+  absl::Status Wait(int64_t mark, int64_t timeout_ms) override { return inner_->Wait(mark, timeout_ms); }
+  absl::Status Replay(const ReplayParams& p, const std::function<absl::Status()>& enqueue) override {
+    return inner_->Replay(p, enqueue);
+  }
+  void StopReplays() override { inner_->StopReplays(); }
+  ReplayStats replay_stats() const override { return inner_->replay_stats(); }
+  absl::StatusOr<std::unique_ptr<Exchange>> CreateExchange(const ExchangeOptions& options) override {
+    return inner_->CreateExchange(options);
+  }
   absl::Status Embed(const EmbedParams& p) override { return inner_->Embed(p); }
   absl::Status RmsNorm(const RmsNormParams& p) override { return inner_->RmsNorm(p); }
   absl::Status Matmul(const MatmulParams& p) override { return inner_->Matmul(p); }
@@ -55,6 +68,7 @@ class ForwardingCollective : public Collective {
 
   int rank() const override { return inner_->rank(); }
   int size() const override { return inner_->size(); }
+  bool enqueues() const override { return inner_->enqueues(); }
   absl::StatusOr<float*> SumsBuffer(int64_t count) override { return inner_->SumsBuffer(count); }
   absl::Status TreeAllReduce(int64_t count, float* out) override { return inner_->TreeAllReduce(count, out); }
   absl::Status AllGather(const void* in, int64_t bytes, void* out) override {
@@ -64,6 +78,12 @@ class ForwardingCollective : public Collective {
     return inner_->Broadcast(data, bytes, root);
   }
   absl::Status Barrier() override { return inner_->Barrier(); }
+  absl::Status AllGatherOnHost(const void* in, int64_t bytes, void* out) override {
+    return inner_->AllGatherOnHost(in, bytes, out);
+  }
+  absl::Status Completed() override { return inner_->Completed(); }
+  absl::Status Check() const override { return inner_->Check(); }
+  void End(const absl::Status& error) override { inner_->End(error); }
   void Abort(const std::string& reason) override { inner_->Abort(reason); }
 
  protected:

@@ -95,7 +95,7 @@ class GroupMemberTest : public ::testing::Test {
     assign.mutable_model()->set_tensor_parallel(num_ranks);
     assign.mutable_model()->set_shards(8);
     assign.mutable_model()->set_context_length(256);
-    assign.set_collective("shm");
+    assign.set_collective(collective_);
     assign.set_collective_id(absl::StrCat("test-", getpid(), "-", epoch));
     assign.set_leader_address(workers_[0]->address());
     assign.set_workers_on_host(num_ranks);
@@ -132,9 +132,28 @@ class GroupMemberTest : public ::testing::Test {
   }
 
   const std::string path_;
+  std::string collective_ = "shm";
   FakeCoordinator coordinator_;
   std::vector<std::unique_ptr<TestWorker>> workers_;
 };
+
+// The ranks meet at their leader, in this process as between hosts.
+TEST_F(GroupMemberTest, TokensAreTheSameOverTcp) {
+  StartWorkers(3);
+  std::vector<int32_t> tokens;
+  uint64_t epoch = 0;
+  for (const int num_ranks : {1, 2, 3}) {
+    collective_ = num_ranks == 1 ? "shm" : "tcp";
+    Form(++epoch, num_ranks);
+    coordinator_.Submit("g", MakeSubmit(epoch, 20));
+    const std::vector<int32_t> got = coordinator_.WaitTokens(epoch);
+    if (num_ranks == 1) tokens = got;
+    EXPECT_EQ(got, tokens) << num_ranks << " ranks";
+    ReleaseAll(epoch, num_ranks);
+    coordinator_.WaitNotServing("g");
+  }
+  EXPECT_EQ(tokens.size(), 20u);
+}
 
 TEST_F(GroupMemberTest, TokensAreTheSameWithOneAndTwoRanks) {
   StartWorkers(2);

@@ -138,8 +138,13 @@ TEST(CpusToPin, PinsWhereTheCpusAreItsOwn) {
   EXPECT_TRUE(cpus("auto", 5, 8, {}).empty());
   EXPECT_EQ(why, "this process has 4 CPUs for 5 threads");
   EXPECT_TRUE(cpus("off", 2, 8, {}).empty());
-  EXPECT_EQ(cpus("on", 4, 4, {{2, 3}}), own);
+  EXPECT_EQ(cpus("on", 2, 8, {{2, 3}}), (std::vector<int>{6, 7}));
+  EXPECT_EQ(cpus("on", 4, 4, {{0, 1}}), own);
   EXPECT_EQ(CpusToPin("on", 5, own, 8, {}, &why).status().code(), absl::StatusCode::kFailedPrecondition);
+  const absl::Status taken = CpusToPin("on", 2, own, 8, {{2, 3, 4}, {7, 8}}, &why).status();
+  EXPECT_EQ(taken.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(taken.message().find("of this process's 4 CPUs 3 are other workers' too"), std::string::npos)
+      << taken;
 }
 
 TEST(CpusToPin, KnowsTheProcesssCpus) {

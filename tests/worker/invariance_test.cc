@@ -229,9 +229,10 @@ const std::vector<Variation>& AllVariations() {
 struct Backend {
   std::string rung;
   Compute compute;
-  bool int8_kv = false;
+  KvType kv_type = KvType::kAuto;
   std::string name() const {
-    return absl::StrCat(rung, compute == Compute::kFp32 ? "_fp32" : "_fast", int8_kv ? "_int8_kv" : "");
+    return absl::StrCat(rung, compute == Compute::kFp32 ? "_fp32" : "_fast",
+                        IsQuantised(kv_type) ? absl::StrCat("_", KvTypeName(kv_type), "_kv") : "");
   }
 };
 void PrintTo(const Backend& backend, std::ostream* out) { *out << backend.name(); }
@@ -240,17 +241,16 @@ std::vector<Backend> Backends() {
   std::vector<Backend> backends;
   for (const std::string& rung : TestedRungs()) {
     for (const Compute compute : {Compute::kFp32, Compute::kFast}) backends.push_back({rung, compute});
-    // The rungs that read int8 in ways of their own.
-    if (rung == "avx2" || rung == TestedRungs().back()) backends.push_back({rung, Compute::kFast, true});
+    // The rungs that read codes in ways of their own.
+    if (rung == "avx2") backends.push_back({rung, Compute::kFast, KvType::kFp8});
+    if (rung == TestedRungs().back()) backends.push_back({rung, Compute::kFast, KvType::kInt8});
   }
   return backends;
 }
 
 class InvarianceTest : public testing::TestWithParam<Backend> {
  protected:
-  OpsOptions ops() const {
-    return {GetParam().rung, GetParam().compute, 1, GetParam().int8_kv ? KvType::kInt8 : KvType::kAuto};
-  }
+  OpsOptions ops() const { return {GetParam().rung, GetParam().compute, 1, GetParam().kv_type}; }
 };
 
 TEST_P(InvarianceTest, LogitsDependOnTheSequenceOnly) {
@@ -319,7 +319,7 @@ TEST_P(InvarianceTest, OfQwen2) {
 }
 
 TEST_P(InvarianceTest, OfDeepseek) {
-  if (GetParam().int8_kv) GTEST_SKIP() << "int8 is not for latents";
+  if (IsQuantised(GetParam().kv_type)) GTEST_SKIP() << "codes are not for latents";
   const auto model = TinyDeepseek({});
   Property property(*model, ops());
   const absl::StatusOr<std::string> violation = property.FindViolation(EveryNumberOfRanks());
@@ -329,7 +329,7 @@ TEST_P(InvarianceTest, OfDeepseek) {
 
 // Ranks without heads, which hold no cache; without experts; no latent of the queries, no shared experts.
 TEST_P(InvarianceTest, OfDeepseekWhereRanksHoldNothing) {
-  if (GetParam().int8_kv) GTEST_SKIP() << "int8 is not for latents";
+  if (IsQuantised(GetParam().kv_type)) GTEST_SKIP() << "codes are not for latents";
   TinyDeepseekOptions options;
   options.heads = 3;
   options.mla.q_lora_rank = 0;

@@ -27,6 +27,18 @@ TEST(Leader, SendsThePlanOfTheNextStepBeforeItLaunchesAStep) {
                           "send 4", "launch 3", "output 3", "launch 4", "output 4"));
 }
 
+TEST(Leader, LaunchesAStepBeforeItWaitsForTheLastOneOfARunnerThatRunsAhead) {
+  Group group;
+  group.runner.ahead = true;
+  group.Start();
+  const SequenceRequest request = Request(1, 1, 4);
+  ASSERT_TRUE(group.leader->Submit(request).ok());
+  EXPECT_EQ(group.recorder.WaitFinished(1, 1), group.Alone(request));
+  EXPECT_THAT(group.recorder.events(),
+              ElementsAre("send 1", "send 2", "launch 1", "launch 2", "output 1", "send 3", "launch 3",
+                          "output 2", "send 4", "launch 4", "output 3", "output 4"));
+}
+
 TEST(Leader, SaysTheSameWithAndWithoutOtherLoad) {
   Group alone, loaded;
   alone.Start();

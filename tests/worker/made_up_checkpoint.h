@@ -62,6 +62,7 @@ class MadeUpCheckpoint : public Checkpoint {
   TensorPlace Locate(std::string_view hf_name) const override { return {std::string(hf_name)}; }
   uint64_t ContentHash() const override { return 1; }
   std::string FilesIdentity() const override { return "made up"; }
+  std::vector<std::string> Files() const override { return {path()}; }
   bool IsUnused(std::string_view) const override { return false; }
 
  private:

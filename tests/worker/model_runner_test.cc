@@ -1,6 +1,7 @@
 #include "worker/model_runner.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <functional>
 #include <numeric>
@@ -219,6 +220,44 @@ struct BadPlan {
   std::function<void(StepPlan*)> change;
   const char* message;
 };
+
+// Not done in time, so often.
+class SlowOps : public ForwardingOps {
+ public:
+  SlowOps(std::unique_ptr<Ops> inner, std::atomic<int>* late)
+      : ForwardingOps(std::move(inner)), late_(late) {}
+  absl::Status Wait(int64_t mark, int64_t timeout_ms) override {
+    if (*late_ <= 0) return ForwardingOps::Wait(mark, timeout_ms);
+    --*late_;
+    return absl::DeadlineExceededError("not done in time");
+  }
+
+ private:
+  std::atomic<int>* const late_;
+};
+
+// It may wait for a peer's; a group of one has none.
+TEST_F(ModelRunnerTest, ADeviceIsWaitedForWhileThePeersLive) {
+  for (const int num_ranks : {1, 2}) {
+    std::atomic<int> late{0};
+    TestGroupOptions options = Options(num_ranks);
+    options.wrap_ops = [&](int rank, std::unique_ptr<Ops> ops) -> std::unique_ptr<Ops> {
+      if (rank != 0) return ops;
+      return std::make_unique<SlowOps>(std::move(ops), &late);
+    };
+    const auto group = MakeGroup(*file_, options);
+    ASSERT_NE(group, nullptr);
+    TestTables tables = Tables();
+    late = 3;
+    const auto result = group->Step(Chunk(&tables, 0, kTokens), std::vector<SampleRow>(kTokens.size()));
+    if (num_ranks == 1) {
+      EXPECT_EQ(result.status().code(), absl::StatusCode::kDeadlineExceeded) << result.status();
+    } else {
+      EXPECT_TRUE(result.ok()) << result.status();
+      EXPECT_EQ(late, 0);
+    }
+  }
+}
 
 class BadPlanTest : public testing::TestWithParam<BadPlan> {};
 

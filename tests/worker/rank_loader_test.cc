@@ -7,7 +7,9 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <nlohmann/json.hpp>
 #include <optional>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "tests/base/gguf_writer.h"
@@ -209,6 +211,24 @@ TEST_F(LoadRankTest, SmallWeightsThoseOfTheReferenceAndThoseWithoutRoomAreOwn) {
   config_.rung = "reference";
   EXPECT_EQ(Load()->shared_weights, nullptr);
   EXPECT_EQ(NumFiles(), 0);
+}
+
+TEST_F(LoadRankTest, SizesThatTheEmbeddingHasNotAreAnErrorBeforeMemoryIsTaken) {
+  spec_.path = folder_ + "/hf";
+  std::filesystem::copy(PHALANX_SOURCE_DIR "/tests/golden/models/llama_9_3", spec_.path);
+  const std::string config_path = spec_.path + "/config.json";
+  const nlohmann::json right = nlohmann::json::parse(std::ifstream(config_path));
+  EXPECT_NE(Load(), nullptr);
+  for (const auto& [key, size] : {std::pair{"vocab_size", 1 << 30}, std::pair{"hidden_size", 144}}) {
+    nlohmann::json config = right;
+    config[key] = size;
+    std::ofstream(config_path) << config;
+    const absl::Status status = LoadRank(
+                                    spec_, config_, [] { return false; }, [](Collective*) {})
+                                    .status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("tensor model.embed_tokens.weight has the shape ["));
+  }
 }
 
 TEST_F(LoadRankTest, TheEstimateKnowsWhatStaysQuantised) {

@@ -79,6 +79,7 @@ class RandomRun {
     r.source = Draw(1, 3);
     r.request = ++last_request_;
     r.attempt = Draw(0, 2);
+    r.request_id = absl::StrCat("r", r.request);
     r.prompt = DrawIds(Draw(1, options_.context_length));
     r.priority = std::max(0, Draw(-3, 2));
     r.cache_salt = Draw(0, 3) == 0 ? "salt" : "";
@@ -164,6 +165,7 @@ class RandomRun {
       Expected& e = expected_[{out.source, out.request}];
       EXPECT_FALSE(e.aborted);
       EXPECT_EQ(out.attempt, e.request.attempt);
+      EXPECT_EQ(out.request_id, out.finish == Finish::kNone ? "" : e.request.request_id);
       EXPECT_EQ(e.finish, Finish::kNone) << "output after the end";
       EXPECT_EQ(out.offset, static_cast<int32_t>(e.request.generated.size() + e.tokens.size()));
       EXPECT_LT(out.cached_prompt_tokens, static_cast<int32_t>(e.request.prompt.size() + 1));

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -13,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/grpc_util.h"
 #include "worker/peer_client.h"
+#include "worker/peer_meeting.h"
 #include "worker/peer_service.h"
 #include "worker/plan_codec.h"
 #include "worker/serve_link.h"
@@ -182,6 +184,150 @@ TEST_F(PlanStreamTest, ALostFollowerIsNamed) {
   set->Close("");
 }
 
+// ---- The ranks' meetings ----
+
+using Blobs = std::vector<std::string>;
+
+class MeetTest : public PlanStreamTest {
+ protected:
+  absl::StatusOr<Blobs> Meet(int rank, const std::string& topic, const std::string& blob,
+                             int timeout_ms = 10000, uint64_t epoch = 5, const std::string& group = "g",
+                             const std::function<bool()>& cancelled = nullptr) {
+    PlanStreamOptions options;
+    options.leader_address = address_;
+    options.group_id = group;
+    options.epoch = epoch;
+    options.rank = rank;
+    options.connect_timeout_ms = timeout_ms;
+    return MeetAtLeader(options, topic, blob, cancelled);
+  }
+  static void ExpectError(const absl::StatusOr<Blobs>& met, absl::StatusCode code,
+                          const std::vector<std::string>& parts) {
+    EXPECT_EQ(met.status().code(), code) << met.status();
+    for (const std::string& part : parts) {
+      EXPECT_THAT(std::string(met.status().message()), HasSubstr(part));
+    }
+  }
+};
+
+// Any bytes, none of them, and as many as may be; several topics at once, before the plan streams exist.
+TEST_F(MeetTest, EveryRankGetsEveryBlob) {
+  auto set = MakeSet(5, 3);
+  const std::string bytes("\0\xff id\n", 6);
+  const std::string large(kMaxMeetBlobBytes, 'l');
+  std::vector<absl::StatusOr<Blobs>> met(6, Blobs());
+  std::vector<std::thread> ranks;
+  for (int rank = 1; rank < 3; ++rank) {
+    ranks.emplace_back([&, rank] {
+      met[rank] = Meet(rank, "id", rank == 2 ? large : "");
+      met[3 + rank] = Meet(rank, "addresses", absl::StrCat("a", rank));
+    });
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  service_.SetGroup(set);  // followers may be assigned before their leader
+  met[3] = set->meeting().MeetAll("addresses", 0, "a0", 1, nullptr);
+  met[0] = set->meeting().MeetAll("id", 0, bytes, 10000, nullptr);
+  EXPECT_EQ(met[3].status().code(), absl::StatusCode::kDeadlineExceeded);  // not before the others' "id"
+  met[3] = set->meeting().MeetAll("addresses", 0, "a0", 10000, nullptr);
+  for (std::thread& rank : ranks) rank.join();
+  for (int rank = 0; rank < 3; ++rank) {
+    ASSERT_TRUE(met[rank].ok()) << met[rank].status();
+    EXPECT_EQ(*met[rank], (Blobs{bytes, "", large})) << "rank " << rank;
+    ASSERT_TRUE(met[3 + rank].ok()) << met[3 + rank].status();
+    EXPECT_EQ(*met[3 + rank], (Blobs{"a0", "a1", "a2"})) << "rank " << rank;
+  }
+  set->Close("");
+}
+
+TEST_F(MeetTest, WhatIsWrongIsRefusedByName) {
+  auto set = MakeSet(5, 2);
+  service_.SetGroup(set);
+  for (const int rank : {-1, 0}) {
+    ExpectError(Meet(rank, "t", "b"), absl::StatusCode::kOutOfRange,
+                {absl::StrCat("rank ", rank, " is no follower"), address_});
+  }
+  ExpectError(Meet(2, "t", "b"), absl::StatusCode::kOutOfRange,
+              {"rank 2 is not in group g, which has 2 ranks"});
+  ExpectError(Meet(1, "t", "b", 10000, 4), absl::StatusCode::kFailedPrecondition, {"epoch 4 is over"});
+  // Its leader may come to lead these; it does not in time.
+  ExpectError(Meet(1, "t", "b", 200, 6), absl::StatusCode::kDeadlineExceeded,
+              {"200 ms", "does not lead group g epoch 6", address_});
+  ExpectError(Meet(1, "t", "b", 200, 5, "h"), absl::StatusCode::kDeadlineExceeded,
+              {"200 ms", "does not lead group h"});
+  ExpectError(Meet(1, "", "b"), absl::StatusCode::kInvalidArgument, {"topic has 0 bytes"});
+  ExpectError(Meet(1, std::string(65, 't'), "b"), absl::StatusCode::kInvalidArgument,
+              {"topic has 65 bytes", "1 to 64"});
+  ExpectError(Meet(1, "t", std::string(kMaxMeetBlobBytes + 1, 'b')), absl::StatusCode::kInvalidArgument,
+              {"rank 1 brings 16385 bytes to the meeting \"t\"", "at most 16384"});
+  // Nothing of that has left a trace.
+  EXPECT_TRUE(set->meeting().MeetAll("t", 1, "1", 1, nullptr).status().code() ==
+              absl::StatusCode::kDeadlineExceeded);
+  EXPECT_TRUE(set->meeting().MeetAll("t", 0, "0", 10000, nullptr).ok());
+  set->Close("");
+}
+
+TEST_F(MeetTest, ARankComesOnceOrWithTheSameBytes) {
+  auto set = MakeSet(5, 3);
+  service_.SetGroup(set);
+  ExpectError(Meet(1, "t", "one", 50), absl::StatusCode::kDeadlineExceeded, {"ranks 0, 2 did not come"});
+  ExpectError(Meet(1, "t", "other"), absl::StatusCode::kAlreadyExists,
+              {"rank 1 of group g has come to the meeting \"t\" with other bytes"});
+  ASSERT_FALSE(set->meeting().MeetAll("t", 0, "zero", 1, nullptr).ok());
+  const absl::StatusOr<Blobs> two = Meet(2, "t", "two");
+  ASSERT_TRUE(two.ok()) << two.status();
+  EXPECT_EQ(*two, (Blobs{"zero", "one", "two"}));
+  const absl::StatusOr<Blobs> again = Meet(1, "t", "one");
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(*again, *two);
+  ExpectError(Meet(1, "t", "other"), absl::StatusCode::kAlreadyExists, {"other bytes"});
+  set->Close("");
+}
+
+TEST_F(MeetTest, MissingRanksAreNamedWhenTimeIsOver) {
+  auto set = MakeSet(5, 4);
+  service_.SetGroup(set);
+  ExpectError(Meet(2, "t", "b", 700), absl::StatusCode::kDeadlineExceeded,
+              {"ranks 0, 1, 3 did not come", "700 ms", "\"t\"", address_});
+  ExpectError(set->meeting().MeetAll("t", 0, "a", 150, nullptr), absl::StatusCode::kDeadlineExceeded,
+              {"ranks 1, 3 of group g did not come to the meeting \"t\" within 150 ms"});
+  // Nobody answers at all.
+  server_->Shutdown(std::chrono::system_clock::now());
+  ExpectError(Meet(1, "t", "b", 200), absl::StatusCode::kDeadlineExceeded, {"200 ms", address_});
+}
+
+TEST_F(MeetTest, TheEpochsEndAndACancellationEndTheWait) {
+  auto set = MakeSet(5, 2);
+  service_.SetGroup(set);
+  const auto began = CondVar::Clock::now();
+  std::atomic<bool> over{false};
+  std::thread ends([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    over = true;
+  });
+  ExpectError(Meet(1, "t", "b", 60000, 5, "g", [&] { return over.load(); }), absl::StatusCode::kCancelled,
+              {"cancelled"});
+  ends.join();
+  std::thread closes([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    set->Close("rank 7 caught fire");
+  });
+  ExpectError(Meet(1, "t", "b", 60000), absl::StatusCode::kAborted, {"rank 7 caught fire"});
+  closes.join();
+  ExpectError(set->meeting().MeetAll("t", 0, "", 60000, nullptr), absl::StatusCode::kAborted,
+              {"rank 7 caught fire"});
+  EXPECT_LT(CondVar::Clock::now() - began, std::chrono::seconds(30));
+}
+
+TEST_F(MeetTest, TopicsAreBounded) {
+  auto set = MakeSet(5, 1);
+  for (size_t i = 0; i < kMaxMeetTopics; ++i) {
+    EXPECT_TRUE(set->meeting().MeetAll(absl::StrCat("t", i), 0, "b", 10000, nullptr).ok());
+  }
+  ExpectError(set->meeting().MeetAll("more", 0, "b", 10000, nullptr), absl::StatusCode::kResourceExhausted,
+              {"group g has 16 meetings; \"more\""});
+  EXPECT_TRUE(set->meeting().MeetAll("t3", 0, "b", 10000, nullptr).ok());
+}
+
 // ---- The leader's stream to a coordinator ----
 
 // Takes streams; reads only while told to.
@@ -227,13 +373,27 @@ TEST(ServeLinkTest, ASlowCoordinatorLosesItsStreamAndComesBackAsANewSource) {
   ASSERT_EQ(opened.Wait(), "1");
   EXPECT_EQ(ended.size(), 0u);
 
-  const auto send = [&link](uint64_t source) {
+  const auto answer = [&link](uint64_t source) {
     internal::v1::ServeRequest message;
     message.mutable_submit_result()->set_detail(std::string(1000, 'x'));
     return link.Send(source, &message);
   };
-  EXPECT_FALSE(send(2));  // no such stream
-  EXPECT_TRUE(send(1));
+  const auto send = [&link](uint64_t source) {
+    internal::v1::ServeRequest message;
+    message.mutable_output()->add_sequences()->set_error_detail(std::string(1000, 'x'));
+    return link.Send(source, &message);
+  };
+  EXPECT_FALSE(answer(2));  // no such stream
+  EXPECT_TRUE(answer(1));
+  coordinator.reads = false;
+  // What it asked for is not held against it, however much at once.
+  for (int i = 0; i < 5000; ++i) EXPECT_TRUE(answer(1));
+  coordinator.reads = true;
+  for (const auto limit = In(10000); coordinator.read < 5000 && CondVar::Clock::now() < limit;) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_GE(coordinator.read, 5000);
+  EXPECT_EQ(ended.size(), 0u);
   coordinator.reads = false;
   // Never waits: a hundred thousand messages are queued or dropped at once, and the stream ends.
   const auto began = CondVar::Clock::now();

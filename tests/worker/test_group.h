@@ -27,6 +27,10 @@ struct TestGroupOptions {
   ModelRunnerOptions runner;
   std::function<void(int rank, ModelRunnerOptions*)> change_runner;  // makes one rank differ; may be null
   int64_t timeout_ms = 60000;                                        // of one exchange
+  // Makes the ranks' collectives of their Ops; null: between threads, in host memory.
+  std::function<absl::StatusOr<std::vector<std::unique_ptr<Collective>>>(const std::vector<Ops*>& ops,
+                                                                         const CollectiveOptions& options)>
+      create_collectives;
   // Put between the runner and the real thing; null: nothing.
   std::function<std::unique_ptr<Ops>(int rank, std::unique_ptr<Ops>)> wrap_ops;
   std::function<std::unique_ptr<Collective>(int rank, std::unique_ptr<Collective>)> wrap_collective;
@@ -48,10 +52,18 @@ class TestGroup {
     // Wrappers may gather whole sums.
     collective.max_gather_bytes = std::max<int64_t>(needs.max_gather_bytes, needs.max_elements * 4);
     collective.timeout_ms = options.timeout_ms;
-    PHX_ASSIGN_OR_RETURN(group->collectives_, CreateThreadCollectives(collective));
     for (int r = 0; r < options.num_ranks; ++r) {
       PHX_ASSIGN_OR_RETURN(std::unique_ptr<Ops> ops, CreateOps(options.ops));
       group->ops_.push_back(options.wrap_ops ? options.wrap_ops(r, std::move(ops)) : std::move(ops));
+    }
+    if (options.create_collectives) {
+      std::vector<Ops*> ops;
+      for (const auto& of_rank : group->ops_) ops.push_back(of_rank.get());
+      PHX_ASSIGN_OR_RETURN(group->collectives_, options.create_collectives(ops, collective));
+    } else {
+      PHX_ASSIGN_OR_RETURN(group->collectives_, CreateThreadCollectives(collective));
+    }
+    for (int r = 0; r < options.num_ranks; ++r) {
       if (options.wrap_collective) {
         group->collectives_[r] = options.wrap_collective(r, std::move(group->collectives_[r]));
       }

@@ -4,10 +4,18 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "kernels/ops.h"
 #include "worker/collective/region_collective.h"
 #include "worker/collective/shm.h"
+#include "worker/collective/tcp_collective.h"
 
 namespace phalanx {
+
+absl::Status Collective::TreeAllReduceRmsNorm(int64_t count, float* out, Ops* ops,
+                                              const RmsNormParams& norm) {
+  PHX_RETURN_IF_ERROR(TreeAllReduce(count, out));
+  return ops->RmsNorm(norm);
+}
 
 absl::StatusOr<std::vector<std::unique_ptr<Collective>>> CreateThreadCollectives(
     const CollectiveOptions& options) {
@@ -25,9 +33,9 @@ absl::StatusOr<std::vector<std::unique_ptr<Collective>>> CreateThreadCollectives
 
 absl::StatusOr<std::unique_ptr<Collective>> CreateCollective(const std::string& kind,
                                                              const CollectiveOptions& options) {
-  if (kind != "shm") {
+  if (kind != "shm" && kind != "tcp") {
     return absl::InvalidArgumentError(
-        absl::StrCat("collective \"", kind, "\" is not known; this version has \"shm\""));
+        absl::StrCat("collective \"", kind, "\" is not known; this version has \"shm\" and \"tcp\""));
   }
   PHX_RETURN_IF_ERROR(ValidateCollectiveOptions(options));
   if (options.rank < 0 || options.rank >= options.size) {
@@ -38,7 +46,7 @@ absl::StatusOr<std::unique_ptr<Collective>> CreateCollective(const std::string& 
     PHX_ASSIGN_OR_RETURN(auto ranks, CreateThreadCollectives(options));
     return std::move(ranks[0]);
   }
-  return CreateShmCollective(options);
+  return kind == "tcp" ? CreateTcpCollective(options) : CreateShmCollective(options);
 }
 
 }  // namespace phalanx

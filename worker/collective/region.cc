@@ -30,6 +30,7 @@ absl::Status ValidateCollectiveOptions(const CollectiveOptions& options) {
   if (status.ok()) status = CheckRange("max_gather_bytes", options.max_gather_bytes, 0, kMaxCount);
   if (status.ok()) status = CheckRange("connect_timeout_ms", options.connect_timeout_ms, 1, kMaxCount);
   if (status.ok()) status = CheckRange("timeout_ms", options.timeout_ms, 1, kMaxCount);
+  if (status.ok()) status = CheckRange("silence_ms", options.silence_ms, 100, kMaxCount);
   return status;
 }
 

@@ -48,6 +48,7 @@ struct alignas(128) PeerState {
   std::atomic<uint64_t>
       start_time;  // in clock ticks since boot: tells a process from a later one with its pid
   std::atomic<uint64_t> pid_namespace;  // inode
+  std::atomic<uint32_t> beats;          // counted up every BeatMs, where ranks are processes
 };
 
 // A region's place in memory; unmapped with the last owner.

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "absl/strings/str_format.h"
 #include "base/status_macros.h"
 #include "worker/collective/futex.h"
 #include "worker/collective/process.h"
@@ -15,8 +15,8 @@ namespace phalanx {
 namespace {
 
 constexpr int64_t kSleepMs = 50;  // between two looks at the peers
-constexpr int64_t kTile = 512;    // elements summed at a time: a few tiles stay in the first-level cache
 constexpr int64_t kSliceUnit = 32;
+constexpr int kLooksPerBeat = 4;
 
 // A wait first spins: a peer that runs is often here within microseconds, while a sleep costs tens of them.
 // Between looks it yields, because the peer may be waiting for this very core: measured with two ranks on one
@@ -32,17 +32,6 @@ void Pause() {
 #endif
 }
 
-// out = a + b; out may be a or b. Blocks, so that the compiler need not ask whether they overlap.
-void Add(float* out, const float* a, const float* b, int64_t n) {
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    float sum[16];
-    for (int j = 0; j < 16; ++j) sum[j] = a[i + j] + b[i + j];
-    for (int j = 0; j < 16; ++j) out[i + j] = sum[j];
-  }
-  for (; i < n; ++i) out[i] = a[i] + b[i];
-}
-
 void Copy(void* to, const void* from, int64_t bytes) {
   if (bytes > 0 && to != from) std::memcpy(to, from, bytes);
 }
@@ -51,55 +40,57 @@ bool IsBefore(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) < 0; 
 
 }  // namespace
 
-struct RegionCollective::Call {
-  enum Kind : uint8_t {
-    kConnect = 1,
-    kBarrier,
-    kTreeAllReduce,
-    kTreeAllReduceGather,
-    kAllGather,
-    kBroadcast
-  };
-  Kind kind;
-  uint8_t root = 0;
-  int64_t count = 0;  // below 2^48
-
-  uint64_t packed() const {
-    return uint64_t{kind} << 56 | uint64_t{root} << 48 | static_cast<uint64_t>(count);
-  }
-  static Call Unpack(uint64_t packed) {
-    return {static_cast<Kind>(packed >> 56), static_cast<uint8_t>(packed >> 48),
-            static_cast<int64_t>(packed & ((uint64_t{1} << 48) - 1))};
-  }
-  std::string ToString() const {
-    switch (kind) {
-      case kConnect:
-        return "the group";
-      case kBarrier:
-        return "Barrier";
-      case kTreeAllReduce:
-      case kTreeAllReduceGather:
-        return absl::StrCat("TreeAllReduce of ", count, " elements");
-      case kAllGather:
-        return absl::StrCat("AllGather of ", count, " bytes");
-      case kBroadcast:
-        return absl::StrCat("Broadcast of ", count, " bytes from rank ", static_cast<int>(root));
-    }
-    return absl::StrCat("call ", static_cast<int>(kind));
-  }
-};
-
 RegionCollective::RegionCollective(const CollectiveOptions& options, RegionLayout layout, Region region)
-    : options_(options),
-      layout_(std::move(layout)),
-      region_(std::move(region)),
-      steps_(MergeOrder(layout_.subtrees())),
-      rows_(layout_.subtrees().size()),
-      partial_(layout_.subtrees().size()),
-      scratch_(layout_.subtrees().size() * kTile) {}
+    : options_(options), layout_(std::move(layout)), region_(std::move(region)), sum_(layout_.subtrees()) {}
 
 RegionCollective::~RegionCollective() {
   FailHere(absl::CancelledError("its collective was closed")).IgnoreError();
+  if (beater_.joinable()) beater_.join();
+}
+
+void RegionCollective::StartBeating() {
+  beater_ = std::thread([this] { Beat(); });
+}
+
+void RegionCollective::Beat() {
+  // Silence is counted in looks: time in which this rank did not run itself is not its peers'.
+  struct Heard {
+    uint32_t beats = 0;
+    int64_t looks = 0;  // since
+  };
+  std::vector<Heard> heard(static_cast<size_t>(options_.size));
+  const std::chrono::milliseconds look(std::max<int64_t>(1, BeatMs(options_) / kLooksPerBeat));
+  // A sign is seen up to a look late.
+  const int64_t most = options_.silence_ms / look.count() - 1;
+  for (int64_t i = 0;; ++i) {
+    if (i % kLooksPerBeat == 0) {
+      region_.peer(options_.rank).beats.fetch_add(1, std::memory_order_relaxed);
+    }
+    for (int r = 0; r < options_.size; ++r) {
+      const PeerState& peer = region_.peer(r);
+      const int64_t pid = peer.pid.load(std::memory_order_acquire);
+      Heard& last = heard[static_cast<size_t>(r)];
+      const uint32_t beats = peer.beats.load(std::memory_order_relaxed);
+      // Who is not there yet, or left, is silent by right.
+      if (beats != std::exchange(last.beats, beats) || pid == 0 ||
+          peer.left.load(std::memory_order_relaxed) != 0) {
+        last.looks = 0;
+      } else if (++last.looks >= most && r != options_.rank) {
+        const absl::Status gone = absl::UnavailableError(absl::StrFormat(
+            "rank %d is gone: its process %d gave no sign of life for %.1f s (one that lives gives one every "
+            "%.1f s)",
+            r, pid, static_cast<double>(options_.silence_ms) * 1e-3,
+            static_cast<double>(BeatMs(options_)) * 1e-3));
+        Fail(gone, gone).IgnoreError();
+        return;
+      }
+    }
+    const Clock::time_point next = Clock::now() + look;
+    MutexLock lock(mu_);
+    while (status_.ok() && changed_.WaitUntil(mu_, next)) {
+    }
+    if (!status_.ok()) return;
+  }
 }
 
 RegionCollective::Clock::time_point RegionCollective::CallDeadline() const {
@@ -117,6 +108,7 @@ absl::Status RegionCollective::Fail(const absl::Status& status, const absl::Stat
   if (!status_.ok()) return status_;
   status_ = status;
   failed_.store(true, std::memory_order_relaxed);
+  changed_.NotifyAll();
   PeerState& me = region_.peer(options_.rank);
   const size_t length = std::min(told.message().size(), sizeof(me.message) - 1);
   std::memcpy(me.message, told.message().data(), length);
@@ -152,15 +144,15 @@ std::vector<int> RegionCollective::MissingRanks() const {
 
 // While the phase is not over a rank leaves or dies before or in this very call, never after it. That the
 // phase ended meanwhile is for the caller to see.
-absl::Status RegionCollective::CheckPeers(const Call& call) const {
+absl::Status RegionCollective::CheckPeers(const std::string& doing) const {
   // A dead process is the cause; that others left may be its consequence.
   for (int r = 0; r < options_.size; ++r) {
     const PeerState& peer = region_.peer(r);
     const int64_t pid = peer.pid.load(std::memory_order_acquire);
     if (r != options_.rank && pid != 0 && peer.left.load(std::memory_order_acquire) == 0 &&
         !IsProcessAlive(pid, peer.start_time.load(std::memory_order_relaxed))) {
-      return absl::UnavailableError(absl::StrCat("rank ", r, " is gone: its process ", pid,
-                                                 " ended while the ranks came to ", call.ToString()));
+      return absl::UnavailableError(
+          absl::StrCat("rank ", r, " is gone: its process ", pid, " ended ", doing));
     }
   }
   for (int r = 0; r < options_.size; ++r) {
@@ -172,7 +164,12 @@ absl::Status RegionCollective::CheckPeers(const Call& call) const {
   return absl::OkStatus();
 }
 
-absl::Status RegionCollective::WaitForPhase(const Call& call, Clock::time_point deadline,
+absl::Status RegionCollective::Check() const {
+  PHX_RETURN_IF_ERROR(CheckUsable());
+  return CheckPeers("between two calls");
+}
+
+absl::Status RegionCollective::WaitForPhase(const CollectiveCall& call, Clock::time_point deadline,
                                             int64_t timeout_ms) {
   const Clock::time_point spin_end = Clock::now() + kSpin;
   do {
@@ -199,32 +196,29 @@ absl::Status RegionCollective::WaitForPhase(const Call& call, Clock::time_point 
       if (IsPhaseOver()) return absl::OkStatus();
     }
     // Woken for nothing or after kSleepMs: does everybody live?
-    const absl::Status peers = CheckPeers(call);
+    const absl::Status peers = CheckPeers(absl::StrCat("while the ranks came to ", call.ToString()));
     const std::vector<int> missing = MissingRanks();
     if (missing.empty()) return absl::OkStatus();
     if (!peers.ok()) return Fail(peers, peers);
     if (left_ms <= 0) {
-      const absl::Status status = absl::DeadlineExceededError(
-          absl::StrCat(missing.size() == 1 ? "rank " : "ranks ", absl::StrJoin(missing, ", "), " of ",
-                       options_.size, " did not come to ", call.ToString(), " within ", timeout_ms, " ms"));
+      const absl::Status status = DidNotCome(missing, options_.size, call, timeout_ms);
       return Fail(status, status);
     }
   }
 }
 
-absl::Status RegionCollective::CheckCalls(const Call& call) const {
+absl::Status RegionCollective::CheckCalls(const CollectiveCall& call) const {
   for (int r = 0; r < options_.size; ++r) {
     const uint64_t other = region_.peer(r).call[phase_ & 1].load(std::memory_order_relaxed);
     if (other != call.packed()) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("rank ", r, " came to ", Call::Unpack(other).ToString(), " where rank ", options_.rank,
-                       " came to ", call.ToString(), "; all must make the same calls"));
+      return CallsDiffer(r, CollectiveCall::Unpack(other), options_.rank, call);
     }
   }
   return absl::OkStatus();
 }
 
-absl::Status RegionCollective::Sync(const Call& call, Clock::time_point deadline, int64_t timeout_ms) {
+absl::Status RegionCollective::Sync(const CollectiveCall& call, Clock::time_point deadline,
+                                    int64_t timeout_ms) {
   ++phase_;
   RegionHeader* header = region_.header();
   PeerState& me = region_.peer(options_.rank);
@@ -241,43 +235,23 @@ absl::Status RegionCollective::Sync(const Call& call, Clock::time_point deadline
 }
 
 absl::Status RegionCollective::Connect(Clock::time_point deadline) {
-  return Sync({Call::kConnect}, deadline, options_.connect_timeout_ms);
+  return Sync({CollectiveCall::kConnect}, deadline, options_.connect_timeout_ms);
 }
 
 absl::StatusOr<float*> RegionCollective::SumsBuffer(int64_t count) {
   PHX_RETURN_IF_ERROR(CheckUsable());
-  if (count < 0 || count > options_.max_elements) {
-    return FailHere(absl::InvalidArgumentError(absl::StrCat(
-        "SumsBuffer of ", count, " elements; it must be 0 to max_elements ", options_.max_elements)));
-  }
+  if (absl::Status wrong = CheckSumsBuffer(options_, count); !wrong.ok()) return FailHere(wrong);
   sums_count_ = count;
   return reinterpret_cast<float*>(at(layout_.sums_offset(options_.rank, sums_slot_)));
 }
 
-void RegionCollective::SumTile(int64_t begin, int64_t end, float* dst) {
-  if (steps_.empty()) Copy(dst + begin, rows_[0] + begin, (end - begin) * sizeof(float));
-  for (int64_t first = begin; first < end; first += kTile) {
-    const int64_t n = std::min(kTile, end - first);
-    for (size_t i = 0; i < rows_.size(); ++i) partial_[i] = rows_[i] + first;
-    for (size_t k = 0; k < steps_.size(); ++k) {
-      const auto [left, right] = steps_[k];
-      float* to = k + 1 == steps_.size() ? dst + first : scratch_.data() + left * kTile;
-      Add(to, partial_[left], partial_[right], n);
-      partial_[left] = to;
-    }
-  }
-}
-
 absl::Status RegionCollective::TreeAllReduce(int64_t count, float* out) {
   PHX_RETURN_IF_ERROR(CheckUsable());
-  if (count < 0 || count != sums_count_) {
-    return FailHere(absl::FailedPreconditionError(
-        absl::StrCat("TreeAllReduce of ", count, " elements without a SumsBuffer of ", count, " before it",
-                     sums_count_ < 0 ? "" : absl::StrCat(" (it was of ", sums_count_, ")"))));
-  }
+  if (absl::Status wrong = CheckTreeAllReduce(count, sums_count_); !wrong.ok()) return FailHere(wrong);
   for (int r = 0; r < options_.size; ++r) {
     const float* sums = reinterpret_cast<const float*>(at(layout_.sums_offset(r, sums_slot_)));
-    for (int i = 0; i < layout_.num_subtrees(r); ++i) rows_[layout_.first_subtree(r) + i] = sums + i * count;
+    for (int i = 0; i < layout_.num_subtrees(r); ++i)
+      sum_.set_row(layout_.first_subtree(r) + i, sums + i * count);
   }
   // Rank 0's first row, where the total of a two-shot is left for all to copy.
   float* total = reinterpret_cast<float*>(at(layout_.sums_offset(0, sums_slot_)));
@@ -285,30 +259,27 @@ absl::Status RegionCollective::TreeAllReduce(int64_t count, float* out) {
   sums_slot_ ^= 1;
 
   const Clock::time_point deadline = CallDeadline();
-  PHX_RETURN_IF_ERROR(Sync({Call::kTreeAllReduce, 0, count}, deadline, options_.timeout_ms));
+  PHX_RETURN_IF_ERROR(Sync({CollectiveCall::kTreeAllReduce, 0, count}, deadline, options_.timeout_ms));
   const int64_t bytes = count * static_cast<int64_t>(sizeof(float));
-  const int64_t num_rows = static_cast<int64_t>(rows_.size());
+  const int64_t num_rows = sum_.num_rows();
   // Rows read: num_rows in one shot; a slice of each and then the total, num_rows / size + 1, in two.
   if (num_rows * bytes < kTwoShotBytes || num_rows * (options_.size - 1) <= options_.size) {
-    SumTile(0, count, out);
+    sum_.Sum(0, count, out);
     return absl::OkStatus();
   }
   // A slice is read and written by its rank only, until the next phase is over.
   const int64_t units = (count + kSliceUnit - 1) / kSliceUnit;
   const int64_t begin = units * options_.rank / options_.size * kSliceUnit;
   const int64_t end = std::min(count, units * (options_.rank + 1) / options_.size * kSliceUnit);
-  SumTile(begin, end, total);
-  PHX_RETURN_IF_ERROR(Sync({Call::kTreeAllReduceGather, 0, count}, deadline, options_.timeout_ms));
+  sum_.Sum(begin, end, total);
+  PHX_RETURN_IF_ERROR(Sync({CollectiveCall::kTreeAllReduceGather, 0, count}, deadline, options_.timeout_ms));
   Copy(out, total, bytes);
   return absl::OkStatus();
 }
 
 absl::Status RegionCollective::AllGather(const void* in, int64_t bytes, void* out) {
   PHX_RETURN_IF_ERROR(CheckUsable());
-  if (bytes < 0 || bytes > options_.max_gather_bytes) {
-    return FailHere(absl::InvalidArgumentError(absl::StrCat(
-        "AllGather of ", bytes, " bytes; it must be 0 to max_gather_bytes ", options_.max_gather_bytes)));
-  }
+  if (absl::Status wrong = CheckAllGather(options_, bytes); !wrong.ok()) return FailHere(wrong);
   if (options_.size == 1) {
     if (bytes > 0) std::memmove(out, in, bytes);
     return absl::OkStatus();
@@ -316,7 +287,7 @@ absl::Status RegionCollective::AllGather(const void* in, int64_t bytes, void* ou
   const int slot = gather_slot_;
   gather_slot_ ^= 1;
   Copy(at(layout_.gather_offset(options_.rank, slot)), in, bytes);
-  PHX_RETURN_IF_ERROR(Sync({Call::kAllGather, 0, bytes}, CallDeadline(), options_.timeout_ms));
+  PHX_RETURN_IF_ERROR(Sync({CollectiveCall::kAllGather, 0, bytes}, CallDeadline(), options_.timeout_ms));
   for (int r = 0; r < options_.size; ++r) {
     Copy(static_cast<char*>(out) + r * bytes, at(layout_.gather_offset(r, slot)), bytes);
   }
@@ -325,28 +296,21 @@ absl::Status RegionCollective::AllGather(const void* in, int64_t bytes, void* ou
 
 absl::Status RegionCollective::Broadcast(void* data, int64_t bytes, int root) {
   PHX_RETURN_IF_ERROR(CheckUsable());
-  if (bytes < 0 || bytes > options_.max_gather_bytes) {
-    return FailHere(absl::InvalidArgumentError(absl::StrCat(
-        "Broadcast of ", bytes, " bytes; it must be 0 to max_gather_bytes ", options_.max_gather_bytes)));
-  }
-  if (root < 0 || root >= options_.size) {
-    return FailHere(absl::InvalidArgumentError(
-        absl::StrCat("Broadcast from rank ", root, "; it must be 0 to ", options_.size - 1)));
-  }
+  if (absl::Status wrong = CheckBroadcast(options_, bytes, root); !wrong.ok()) return FailHere(wrong);
   if (options_.size == 1) return absl::OkStatus();
   const int slot = gather_slot_;
   gather_slot_ ^= 1;
   char* shared = at(layout_.gather_offset(root, slot));
   if (options_.rank == root) Copy(shared, data, bytes);
-  PHX_RETURN_IF_ERROR(
-      Sync({Call::kBroadcast, static_cast<uint8_t>(root), bytes}, CallDeadline(), options_.timeout_ms));
+  PHX_RETURN_IF_ERROR(Sync({CollectiveCall::kBroadcast, static_cast<uint8_t>(root), bytes}, CallDeadline(),
+                           options_.timeout_ms));
   if (options_.rank != root) Copy(data, shared, bytes);
   return absl::OkStatus();
 }
 
 absl::Status RegionCollective::Barrier() {
   PHX_RETURN_IF_ERROR(CheckUsable());
-  return Sync({Call::kBarrier}, CallDeadline(), options_.timeout_ms);
+  return Sync({CollectiveCall::kBarrier}, CallDeadline(), options_.timeout_ms);
 }
 
 }  // namespace phalanx

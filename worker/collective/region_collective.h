@@ -11,14 +11,17 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
+#include "worker/collective/call.h"
 #include "worker/collective/collective.h"
 #include "worker/collective/region.h"
+#include "worker/collective/tree_sum.h"
 
 namespace phalanx {
 
@@ -34,6 +37,10 @@ class RegionCollective : public Collective {
   // Tells the peers that this rank left.
   ~RegionCollective() override;
 
+  // Where ranks are processes, once this one is put down in the region: a thread of its own gives signs of
+  // life, and ends the collective when a peer gives none.
+  void StartBeating();
+
   // Waits for all ranks of the group, until `deadline` (named as connect_timeout_ms). All ranks call it
   // first, or none.
   absl::Status Connect(std::chrono::steady_clock::time_point deadline);
@@ -45,12 +52,12 @@ class RegionCollective : public Collective {
   absl::Status AllGather(const void* in, int64_t bytes, void* out) override;
   absl::Status Broadcast(void* data, int64_t bytes, int root) override;
   absl::Status Barrier() override;
+  absl::Status Check() const override;
   void Abort(const std::string& reason) override;
+  void End(const absl::Status& error) override { Fail(error, error).IgnoreError(); }
 
  private:
   using Clock = std::chrono::steady_clock;
-  // What a call is, in 64 bits, so that ranks can compare theirs.
-  struct Call;
 
   char* at(int64_t offset) const { return static_cast<char*>(region_.memory.get()) + offset; }
   Clock::time_point CallDeadline() const;
@@ -63,35 +70,34 @@ class RegionCollective : public Collective {
   absl::Status FailHere(const absl::Status& status);
 
   // Posts the next phase and waits until all ranks did.
-  absl::Status Sync(const Call& call, Clock::time_point deadline, int64_t timeout_ms);
-  absl::Status WaitForPhase(const Call& call, Clock::time_point deadline, int64_t timeout_ms);
+  absl::Status Sync(const CollectiveCall& call, Clock::time_point deadline, int64_t timeout_ms);
+  absl::Status WaitForPhase(const CollectiveCall& call, Clock::time_point deadline, int64_t timeout_ms);
   bool IsPhaseOver() const;
   std::vector<int> MissingRanks() const;
-  // An error when a peer's process ended or it left.
-  absl::Status CheckPeers(const Call& call) const;
-  absl::Status CheckCalls(const Call& call) const;
-
-  // dst[begin, end) = the tree's sum of rows_[.][begin, end).
-  void SumTile(int64_t begin, int64_t end, float* dst);
+  // An error when a peer's process ended or it left. `doing`: "while the ranks ...".
+  absl::Status CheckPeers(const std::string& doing) const;
+  absl::Status CheckCalls(const CollectiveCall& call) const;
+  // The thread of its own.
+  void Beat() ABSL_LOCKS_EXCLUDED(mu_);
 
   // Constant after construction.
   const CollectiveOptions options_;
   const RegionLayout layout_;
   const Region region_;
-  const std::vector<MergeStep> steps_;
 
   // Of the one caller.
-  uint32_t phase_ = kStartPhase;       // last phase posted
-  int64_t sums_count_ = -1;            // of SumsBuffer since the last TreeAllReduce; -1: none
-  int sums_slot_ = 0;                  // flips with each TreeAllReduce
-  int gather_slot_ = 0;                // flips with each AllGather or Broadcast
-  std::vector<const float*> rows_;     // [subtrees of all ranks]
-  std::vector<const float*> partial_;  // [same]: rows_ or sums in scratch_
-  std::vector<float> scratch_;
+  uint32_t phase_ = kStartPhase;  // last phase posted
+  int64_t sums_count_ = -1;       // of SumsBuffer since the last TreeAllReduce; -1: none
+  int sums_slot_ = 0;             // flips with each TreeAllReduce
+  int gather_slot_ = 0;           // flips with each AllGather or Broadcast
+  TreeSum sum_;
 
   mutable Mutex mu_;
+  CondVar changed_;
   std::atomic<bool> failed_{false};  // status_ is an error
   absl::Status status_ ABSL_GUARDED_BY(mu_);
+
+  std::thread beater_;
 };
 
 }  // namespace phalanx

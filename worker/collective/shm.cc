@@ -177,6 +177,7 @@ absl::StatusOr<std::unique_ptr<Collective>> CreateShmCollective(const Collective
   // have died before it could.
   const auto unlink_name = absl::MakeCleanup([&name] { shm_unlink(name.c_str()); });
   auto collective = std::make_unique<RegionCollective>(options, std::move(layout), region);
+  collective->StartBeating();
   PHX_RETURN_IF_ERROR(collective->Connect(deadline));
   PHX_RETURN_IF_ERROR(CheckNamespaces(region, options.size, self));
   return collective;

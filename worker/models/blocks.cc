@@ -9,11 +9,8 @@
 
 namespace phalanx {
 
-absl::Status ReducedMatmul(Ops* ops, Collective* collective, Matrix x, const PackedWeight& weight,
-                           Workspace* workspace) {
-  PHX_ASSIGN_OR_RETURN(float* const sums, workspace->Sums(collective, 1));
-  PHX_RETURN_IF_ERROR(ops->ShardedMatmul({.x = x, .weight = &weight, .sums = sums}));
-  return workspace->Reduce(collective, 1);
+absl::Status ShardedMatmul(Ops* ops, Matrix x, const PackedWeight& weight, Workspace* workspace) {
+  return ops->ShardedMatmul({.x = x, .weight = &weight, .sums = workspace->sums()});
 }
 
 absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Create(const ModelContext& context) {
@@ -48,6 +45,7 @@ absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Create(const ModelContext&
   auto workspace = std::unique_ptr<Workspace>(new Workspace());
   workspace->hidden_size_ = config.hidden_size;
   workspace->element_bytes_ = element;
+  workspace->collective_ = context.collective;
   workspace->alone_ = context.plan->ranks.size() == 1 && SubtreesOf(0, context.plan->num_shards).size() == 1;
   const auto allocate = [&](int64_t cols, int64_t element_bytes,
                             std::unique_ptr<Buffer>* buffer) -> absl::Status {
@@ -84,6 +82,7 @@ absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Create(const ModelContext&
 void Workspace::Begin(const ForwardBatch& batch) {
   num_tokens_ = batch.num_tokens;
   num_reduced_ = 0;
+  unsummed_ = nullptr;
   attention_.sequences = batch.sequences;
   rope_.positions = batch.positions;
   rope_.rope_mode = batch.rope_mode;
@@ -99,15 +98,27 @@ int64_t Workspace::bytes() const {
   return bytes;
 }
 
-absl::StatusOr<float*> Workspace::Sums(Collective* collective, int products) {
-  if (alone_) return reduced();
-  return collective->SumsBuffer(products * num_tokens_ * hidden_size_);
+absl::Status Workspace::PlaceSums(int products) {
+  sums_ = reduced();
+  if (alone_) return absl::OkStatus();
+  PHX_ASSIGN_OR_RETURN(sums_, collective_->SumsBuffer(products * num_tokens_ * hidden_size_));
+  return absl::OkStatus();
 }
 
-absl::Status Workspace::Reduce(Collective* collective, int products) {
+absl::Status Workspace::Reduce(int products) {
   num_reduced_ = products;
   if (alone_) return absl::OkStatus();
-  return collective->TreeAllReduce(products * num_tokens_ * hidden_size_, reduced());
+  if (collective_->enqueues()) {
+    unsummed_ = collective_;
+    return absl::OkStatus();
+  }
+  return collective_->TreeAllReduce(products * num_tokens_ * hidden_size_, reduced());
+}
+
+absl::Status Workspace::SkipNorm() {
+  if (unsummed_ == nullptr) return absl::OkStatus();
+  return std::exchange(unsummed_, nullptr)
+      ->TreeAllReduce(num_reduced_ * num_tokens_ * hidden_size_, reduced());
 }
 
 absl::Status TpEmbedding::Forward(const ForwardBatch& batch, Matrix x) const {
@@ -128,13 +139,18 @@ absl::StatusOr<TpNorm> TpNorm::Create(const ModelContext& context, const std::ve
 }
 
 absl::Status TpNorm::Forward(const Workspace& workspace, const int32_t* rows, Matrix y) const {
-  return ops_->RmsNorm({.residual = workspace.residual(),
-                        .add = workspace.num_reduced_ > 0 ? workspace.reduced() : nullptr,
-                        .add2 = workspace.num_reduced_ > 1 ? workspace.second_reduced() : nullptr,
-                        .weight = static_cast<const float*>(weight_->data()),
-                        .eps = eps_,
-                        .rows = rows,
-                        .y = y});
+  const RmsNormParams norm = {.residual = workspace.residual(),
+                              .add = workspace.num_reduced_ > 0 ? workspace.reduced() : nullptr,
+                              .add2 = workspace.num_reduced_ > 1 ? workspace.second_reduced() : nullptr,
+                              .weight = static_cast<const float*>(weight_->data()),
+                              .eps = eps_,
+                              .rows = rows,
+                              .y = y};
+  if (workspace.unsummed_ == nullptr) return ops_->RmsNorm(norm);
+  Collective* const collective = std::exchange(workspace.unsummed_, nullptr);
+  return collective->TreeAllReduceRmsNorm(
+      workspace.num_reduced_ * workspace.num_tokens_ * workspace.hidden_size_, workspace.reduced(), ops_,
+      norm);
 }
 
 absl::Status TpNorm::InPlace(Matrix x) const {
@@ -151,7 +167,6 @@ absl::StatusOr<TpAttention> TpAttention::Create(const ModelContext& context, int
                                                 const Tensors& tensors) {
   TpAttention block;
   block.ops_ = context.ops;
-  block.collective_ = context.collective;
   block.config_ = context.config;
   block.rank_ = &RankOf(context);
   block.layer_ = layer;
@@ -208,7 +223,7 @@ absl::Status TpAttention::Forward(const std::vector<const RopeTable*>& tables, K
     attention.out = out;
     PHX_RETURN_IF_ERROR(ops_->Attention(attention));
   }
-  return ReducedMatmul(ops_, collective_, out, *output_, workspace);
+  return ShardedMatmul(ops_, out, *output_, workspace);
 }
 
 int64_t TpAttention::weight_bytes() const {
@@ -219,19 +234,12 @@ absl::StatusOr<TpMlp> TpMlp::Create(const ModelContext& context, const Tensors& 
                                     Range Shard::*columns) {
   TpMlp block;
   block.ops_ = context.ops;
-  block.collective_ = context.collective;
   const Range& shards = RankOf(context).shards;
   const Range rows = {(context.plan->shards[shards.begin].*columns).begin,
                       (context.plan->shards[shards.end - 1].*columns).end};
   PHX_ASSIGN_OR_RETURN(block.gate_up_, PackRows(context.ops, {{tensors.gate, rows}, {tensors.up, rows}}));
   PHX_ASSIGN_OR_RETURN(block.down_, PackColumns(context, tensors.down, columns, 1));
   return block;
-}
-
-absl::Status TpMlp::Forward(Workspace* workspace) const {
-  PHX_ASSIGN_OR_RETURN(float* const sums, workspace->Sums(collective_, 1));
-  PHX_RETURN_IF_ERROR(ForwardSums(workspace, sums, 0));
-  return workspace->Reduce(collective_, 1);
 }
 
 absl::Status TpMlp::ForwardSums(Workspace* workspace, float* sums, int64_t tree_stride) const {
@@ -262,7 +270,8 @@ absl::StatusOr<TpHead> TpHead::Create(const ModelContext& context, const std::ve
 }
 
 absl::Status TpHead::Forward(const ForwardBatch& batch, Workspace* workspace, float* logits) const {
-  if (weight_ == nullptr || batch.num_logits == 0) return absl::OkStatus();
+  if (batch.num_logits == 0) return absl::OkStatus();
+  if (weight_ == nullptr) return workspace->SkipNorm();
   Matrix x = workspace->normed();
   x.rows = batch.num_logits;
   PHX_RETURN_IF_ERROR(norm_.Forward(*workspace, batch.logit_rows, x));

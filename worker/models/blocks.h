@@ -33,11 +33,17 @@ class Workspace {
   Matrix Columns(const Matrix& of, int64_t begin, int64_t cols) const {
     return {static_cast<char*>(of.data) + begin * element_bytes_, of.rows, cols, of.stride};
   }
-  // Where a block writes its rank's sums for Reduce: `products` matrices [T, hidden] fp32.
-  absl::StatusOr<float*> Sums(Collective* collective, int products);
-  // The last block's output, summed over all ranks: `products` matrices [T, hidden] fp32 that lie side by
-  // side in the ranks' sums. The next norm adds their sum to the residual.
-  absl::Status Reduce(Collective* collective, int products);
+  // Before a block: finds the place of its rank's sums, `products` matrices [T, hidden] fp32 that lie side by
+  // side.
+  absl::Status PlaceSums(int products);
+  float* sums() const { return sums_; }
+  // After it: its output summed over all ranks, as many matrices, by the next norm where the collective
+  // enqueues. The next norm adds their sum to the residual.
+  absl::Status Reduce(int products);
+  // Whether Reduce does its work itself, at once, and Ops have no part in it.
+  bool reduces_on_host() const { return !alone_ && !collective_->enqueues(); }
+  // In place of the next norm on a rank that needs none: its part in the sums.
+  absl::Status SkipNorm();
   int64_t bytes() const;
 
  private:
@@ -58,8 +64,11 @@ class Workspace {
   int64_t hidden_size_ = 0;
   int64_t element_bytes_ = 0;
   int64_t num_tokens_ = 0;
-  int num_reduced_ = 0;  // products that wait in reduced_
-  bool alone_ = false;   // this rank's sums are one tree's: nothing is to be exchanged
+  int num_reduced_ = 0;                     // products that wait in reduced_
+  mutable Collective* unsummed_ = nullptr;  // whose TreeAllReduce of these is for the next norm to make
+  bool alone_ = false;                      // this rank's sums are one tree's: nothing is to be exchanged
+  Collective* collective_ = nullptr;
+  float* sums_ = nullptr;
   std::unique_ptr<Buffer> residual_, normed_, reduced_;
   // Inside a block: wide is q | k | v or gate | up, narrow the attention's output or the gated product. With
   // MLA wide is the queries in the latent space, narrow the queries before that; with experts both have a row
@@ -74,9 +83,8 @@ class Workspace {
   RopeStoreKvParams rope_;
 };
 
-// What waits in the workspace = x W^T summed over all shards of all ranks.
-absl::Status ReducedMatmul(Ops* ops, Collective* collective, Matrix x, const PackedWeight& weight,
-                           Workspace* workspace);
+// The workspace's sums = x W^T of this rank's shards.
+absl::Status ShardedMatmul(Ops* ops, Matrix x, const PackedWeight& weight, Workspace* workspace);
 
 class TpEmbedding {
  public:
@@ -116,7 +124,8 @@ class TpAttention {
     std::vector<float> q_bias, k_bias, v_bias;
   };
   static absl::StatusOr<TpAttention> Create(const ModelContext& context, int layer, const Tensors& tensors);
-  // Leaves attention(workspace->normed()), over all ranks, in the workspace. `tables` holds one RoPE table
+  static constexpr int products() { return 1; }  // of a block: see Workspace::PlaceSums
+  // Leaves this rank's sums of attention(workspace->normed()) in the workspace. `tables` holds one RoPE table
   // per mode.
   absl::Status Forward(const std::vector<const RopeTable*>& tables, KvCache* cache,
                        Workspace* workspace) const;
@@ -124,7 +133,6 @@ class TpAttention {
 
  private:
   Ops* ops_ = nullptr;
-  Collective* collective_ = nullptr;
   const ModelConfig* config_ = nullptr;
   const Rank* rank_ = nullptr;
   int layer_ = 0;
@@ -143,15 +151,15 @@ class TpMlp {
   // `columns`: how the plan cuts this MLP.
   static absl::StatusOr<TpMlp> Create(const ModelContext& context, const Tensors& tensors,
                                       Range Shard::*columns);
-  // Leaves mlp(workspace->normed()), over all ranks, in the workspace.
-  absl::Status Forward(Workspace* workspace) const;
+  static constexpr int products() { return 1; }
+  // Leaves this rank's sums of mlp(workspace->normed()) in the workspace.
+  absl::Status Forward(Workspace* workspace) const { return ForwardSums(workspace, workspace->sums(), 0); }
   // This rank's sums alone, see ShardedMatmulParams.
   absl::Status ForwardSums(Workspace* workspace, float* sums, int64_t tree_stride) const;
   int64_t weight_bytes() const;
 
  private:
   Ops* ops_ = nullptr;
-  Collective* collective_ = nullptr;
   std::unique_ptr<PackedWeight> gate_up_;  // null where the rank holds no columns
   std::unique_ptr<PackedWeight> down_;
 };

@@ -1,5 +1,7 @@
 #include "worker/models/decoder.h"
 
+#include <atomic>
+#include <functional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -109,21 +111,62 @@ class Decoder : public Model {
   int64_t workspace_bytes() const override { return workspace_->bytes(); }
 
   absl::Status Forward(const ForwardBatch& batch, KvCache* cache, float* logits) override {
-    Workspace& work = *workspace_;
-    work.Begin(batch);
-    PHX_RETURN_IF_ERROR(embedding_.Forward(batch, work.residual()));
-    for (const Layer& layer : layers_) {
-      PHX_RETURN_IF_ERROR(layer.attention_norm.Forward(work, nullptr, work.normed()));
-      PHX_RETURN_IF_ERROR(
-          std::visit([&](const auto& block) { return block.Forward(rope_table_views_, cache, &work); },
-                     layer.attention));
-      PHX_RETURN_IF_ERROR(layer.mlp_norm.Forward(work, nullptr, work.normed()));
-      PHX_RETURN_IF_ERROR(std::visit([&](const auto& block) { return block.Forward(&work); }, layer.mlp));
-    }
-    return head_.Forward(batch, &work, logits);
+    if (!batch.replays) return Enqueue(batch, cache, logits, /*in_pieces=*/false);
+    // What the host does between two blocks cannot be recorded: then it is what lies between.
+    if (workspace_->reduces_on_host()) return Enqueue(batch, cache, logits, /*in_pieces=*/true);
+    return Replay(batch, 0, nullptr, [&] { return Enqueue(batch, cache, logits, /*in_pieces=*/false); });
   }
 
  private:
+  using Piece = std::function<absl::Status()>;
+
+  // The model's number tells it from others of the same Ops; a collective's sums lie in one of a few places.
+  absl::Status Replay(const ForwardBatch& batch, int64_t piece, const float* sums, const Piece& enqueue) {
+    return context_.ops->Replay({.key = {batch.num_tokens << 32 | batch.num_logits, number_ << 32 | piece,
+                                         static_cast<int64_t>(reinterpret_cast<intptr_t>(sums))},
+                                 .sequences = batch.sequences},
+                                enqueue);
+  }
+
+  absl::Status Enqueue(const ForwardBatch& batch, KvCache* cache, float* logits, bool in_pieces) {
+    Workspace& work = *workspace_;
+    work.Begin(batch);
+    int64_t pieces = 0;
+    const auto run = [&](const Piece& piece) {
+      return in_pieces ? Replay(batch, ++pieces, work.sums(), piece) : piece();
+    };
+    // The place of a piece's sums is part of its name; else the norm may still have the last ones to add up.
+    const auto run_block = [&](const TpNorm& norm, int products, const Piece& block) -> absl::Status {
+      if (in_pieces) PHX_RETURN_IF_ERROR(work.PlaceSums(products));
+      PHX_RETURN_IF_ERROR(run([&]() -> absl::Status {
+        if (&norm == &layers_.front().attention_norm) {
+          PHX_RETURN_IF_ERROR(embedding_.Forward(batch, work.residual()));
+        }
+        PHX_RETURN_IF_ERROR(norm.Forward(work, nullptr, work.normed()));
+        if (!in_pieces) PHX_RETURN_IF_ERROR(work.PlaceSums(products));
+        return block();
+      }));
+      return work.Reduce(products);
+    };
+    const auto products = [](const auto& block) { return block.products(); };
+    for (const Layer& layer : layers_) {
+      PHX_RETURN_IF_ERROR(run_block(layer.attention_norm, std::visit(products, layer.attention), [&] {
+        return std::visit([&](const auto& block) { return block.Forward(rope_table_views_, cache, &work); },
+                          layer.attention);
+      }));
+      PHX_RETURN_IF_ERROR(run_block(layer.mlp_norm, std::visit(products, layer.mlp), [&] {
+        return std::visit([&](const auto& block) { return block.Forward(&work); }, layer.mlp);
+      }));
+    }
+    return run([&] { return head_.Forward(batch, &work, logits); });
+  }
+
+  static int64_t NextNumber() {
+    static std::atomic<int64_t> last{0};
+    return ++last;
+  }
+
+  const int64_t number_ = NextNumber();
   const ModelContext context_;
   std::unique_ptr<Workspace> workspace_;
   std::vector<std::unique_ptr<RopeTable>> rope_tables_;

@@ -37,7 +37,6 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> PackTransposed(Ops* ops, const Wei
 absl::StatusOr<TpMla> TpMla::Create(const ModelContext& context, int layer, const Tensors& tensors) {
   TpMla block;
   block.ops_ = context.ops;
-  block.collective_ = context.collective;
   block.config_ = context.config;
   block.rank_ = &RankOf(context);
   block.layer_ = layer;
@@ -84,8 +83,7 @@ absl::Status TpMla::PackHeads(const ModelContext& context, const Tensors& tensor
 absl::Status TpMla::Forward(const std::vector<const RopeTable*>& tables, KvCache* cache,
                             Workspace* workspace) const {
   if (into_latents_ != nullptr) PHX_RETURN_IF_ERROR(ForwardHeads(tables, cache, workspace));
-  return ReducedMatmul(ops_, collective_, workspace->View(workspace->narrow_, output_->k()), *output_,
-                       workspace);
+  return ShardedMatmul(ops_, workspace->View(workspace->narrow_, output_->k()), *output_, workspace);
 }
 
 absl::Status TpMla::ForwardHeads(const std::vector<const RopeTable*>& tables, KvCache* cache,

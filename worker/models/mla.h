@@ -26,7 +26,8 @@ class TpMla {
     WeightSource output;            // [hidden, heads * V]
   };
   static absl::StatusOr<TpMla> Create(const ModelContext& context, int layer, const Tensors& tensors);
-  // Leaves attention(workspace->normed()), over all ranks, in the workspace. `tables` holds one RoPE table
+  static constexpr int products() { return 1; }
+  // Leaves this rank's sums of attention(workspace->normed()) in the workspace. `tables` holds one RoPE table
   // per mode. A rank without heads takes no cache.
   absl::Status Forward(const std::vector<const RopeTable*>& tables, KvCache* cache,
                        Workspace* workspace) const;
@@ -38,7 +39,6 @@ class TpMla {
                             Workspace* workspace) const;
 
   Ops* ops_ = nullptr;
-  Collective* collective_ = nullptr;
   const ModelConfig* config_ = nullptr;
   const Rank* rank_ = nullptr;
   int layer_ = 0;

@@ -40,6 +40,9 @@ struct ForwardBatch {
   std::vector<AttentionSequence> sequences;
   const int32_t* logit_rows = nullptr;  // [R] rows of the batch
   int64_t num_logits = 0;               // R
+  // Numbers and pointers, but for the sequences, are a function of num_tokens and num_logits: see
+  // Ops::Replay.
+  bool replays = false;
 };
 
 class Model {

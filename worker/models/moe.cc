@@ -10,7 +10,6 @@ namespace phalanx {
 absl::StatusOr<TpMoe> TpMoe::Create(const ModelContext& context, const Tensors& tensors) {
   TpMoe block;
   block.ops_ = context.ops;
-  block.collective_ = context.collective;
   block.config_ = &*context.config->moe;
   block.rank_ = &RankOf(context);
   const int num_experts = block.config_->num_experts;
@@ -64,9 +63,8 @@ absl::Status TpMoe::Forward(Workspace* workspace) const {
   PHX_RETURN_IF_ERROR(Route(workspace));
   const int64_t num_tokens = workspace->num_tokens();
   const int64_t hidden = workspace->hidden_size_;
-  const int products = shared_ ? 2 : 1;
-  const int64_t tree_stride = products * num_tokens * hidden;
-  PHX_ASSIGN_OR_RETURN(float* const sums, workspace->Sums(collective_, products));
+  const int64_t tree_stride = products() * num_tokens * hidden;
+  float* const sums = workspace->sums();
 
   GroupedMatmulParams grouped;
   grouped.ids = static_cast<const int32_t*>(workspace->expert_ids_->data());
@@ -91,10 +89,8 @@ absl::Status TpMoe::Forward(Workspace* workspace) const {
   grouped.first_shard = static_cast<int>(rank_->shards.begin);
   grouped.tree_stride = tree_stride;
   PHX_RETURN_IF_ERROR(ops_->GroupedMatmul(grouped));
-  if (shared_) {
-    PHX_RETURN_IF_ERROR(shared_->ForwardSums(workspace, sums + num_tokens * hidden, tree_stride));
-  }
-  return workspace->Reduce(collective_, products);
+  if (!shared_) return absl::OkStatus();
+  return shared_->ForwardSums(workspace, sums + num_tokens * hidden, tree_stride);
 }
 
 }  // namespace phalanx

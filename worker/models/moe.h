@@ -21,7 +21,9 @@ class TpMoe {
     std::optional<TpMlp::Tensors> shared;  // of num_shared_experts * expert_ffn_size columns
   };
   static absl::StatusOr<TpMoe> Create(const ModelContext& context, const Tensors& tensors);
-  // Leaves routed and shared experts' outputs of workspace->normed(), over all ranks, in the workspace.
+  int products() const { return shared_ ? 2 : 1; }
+  // Leaves this rank's sums of routed, then of shared experts' outputs of workspace->normed() in the
+  // workspace.
   absl::Status Forward(Workspace* workspace) const;
   int64_t weight_bytes() const { return weight_bytes_; }
 
@@ -29,7 +31,6 @@ class TpMoe {
   absl::Status Route(Workspace* workspace) const;
 
   Ops* ops_ = nullptr;
-  Collective* collective_ = nullptr;
   const MoeConfig* config_ = nullptr;
   const Rank* rank_ = nullptr;
   std::unique_ptr<PackedWeight> gate_;

@@ -2,13 +2,16 @@
 #pragma once
 
 #include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <thread>
 
 #include "kernels/cuda/emulator/simt.h"
 #include "kernels/cuda/half.h"
+#include "kernels/fp8.h"
 #include "kernels/numeric.h"
 
 #define PHX_DEVICE inline
@@ -17,6 +20,7 @@
 #define PHX_UNROLL
 #define PHX_UNROLL_BY(n)
 #define PHX_FAULT(name) (simt::fault() == simt::Fault::name)
+#define PHX_PARAMETER
 
 namespace phalanx::cuda {
 
@@ -26,7 +30,9 @@ inline int BlockX() { return static_cast<int>(simt::BlockIndex().x); }
 inline int BlockY() { return static_cast<int>(simt::BlockIndex().y); }
 inline int BlockZ() { return static_cast<int>(simt::BlockIndex().z); }
 inline int GridX() { return static_cast<int>(simt::GridSize().x); }
+inline int GridY() { return static_cast<int>(simt::GridSize().y); }
 inline char* SharedMemory() { return simt::SharedMemory(); }
+inline void WaitForPrevious() { simt::WaitForPrevious(); }
 inline void SyncThreads() { simt::SyncThreads(); }
 inline void SyncWarp() {
   simt::WarpCollective([](void* const*) {}, nullptr);
@@ -103,6 +109,26 @@ uint16_t FromFloat(float v) {
   return kHalf ? HalfFromFloat(v) : Bf16FromFloat(v);
 }
 
+template <bool kHalf>
+uint32_t Pack2(float low, float high) {
+  return static_cast<uint32_t>(FromFloat<kHalf>(low)) | static_cast<uint32_t>(FromFloat<kHalf>(high)) << 16;
+}
+
+// Exact sums that fp32 holds are rounded once; others twice, which no kernel has.
+template <bool kHalf>
+uint32_t Fma2(uint32_t a, uint32_t b, uint32_t c) {
+  const auto of = [](uint32_t v, int half) {
+    return ToFloat<kHalf>(static_cast<uint16_t>(v >> (16 * half)));
+  };
+  return Pack2<kHalf>(Fma(of(a, 0), of(b, 0), of(c, 0)), Fma(of(a, 1), of(b, 1), of(c, 1)));
+}
+
+inline uint32_t PackE4m3(float v0, float v1, float v2, float v3) {
+  uint32_t codes = 0;
+  for (const float v : {v3, v2, v1, v0}) codes = codes << 8 | E4m3FromFloatBits(FloatBits(v));
+  return codes;
+}
+
 struct MmaOperand {
   float* d;
   const uint32_t* a;
@@ -147,6 +173,15 @@ inline int AtomicAdd(int* to, int v) {
 }
 inline void AtomicAdd(double* to, double v) { *to += v; }
 
+inline uint32_t LoadAcquireSystem(const uint32_t* from) { return __atomic_load_n(from, __ATOMIC_ACQUIRE); }
+inline void StoreReleaseSystem(uint32_t* to, uint32_t v) { __atomic_store_n(to, v, __ATOMIC_RELEASE); }
+inline uint64_t GlobalNanoseconds() {
+  return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch() /
+                               std::chrono::nanoseconds(1));
+}
+// The peers' kernels run on other threads of the host.
+inline void SpinPause() { std::this_thread::yield(); }
+
 struct alignas(16) Quad {
   uint32_t v[4];
 };
@@ -156,9 +191,11 @@ inline void StoreQuad(void* p, const Quad& q) { *static_cast<Quad*>(p) = q; }
 using GridDim = simt::Dim3;
 template <typename... Params, typename... Args>
 int LaunchKernel(const char* name, void (*kernel)(Params...), GridDim grid, int threads, int shared_bytes,
-                 void*, Args... args) {
-  simt::Launch(name, grid, {static_cast<unsigned>(threads), 1, 1}, static_cast<size_t>(shared_bytes),
-               [&] { kernel(args...); });
+                 void* stream, Args... args) {
+  static_cast<simt::Stream*>(stream)->Enqueue([=] {
+    simt::Launch(name, grid, {static_cast<unsigned>(threads), 1, 1}, static_cast<size_t>(shared_bytes),
+                 [&] { kernel(args...); });
+  });
   return 0;
 }
 

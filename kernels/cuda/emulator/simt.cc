@@ -10,6 +10,7 @@
 #include <deque>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -65,6 +66,8 @@ constexpr int kMaxThreads = 1024;
 constexpr int kPoison = 0xff;  // NaN in every floating type
 
 std::atomic<Fault> g_fault{Fault::kNone};
+void (*g_before_launch)() = nullptr;
+void (*g_after_launch)() = nullptr;
 std::atomic<uint32_t> g_seed{1};
 
 enum class State { kReady, kWaitsWarp, kWaitsBlock, kDone };
@@ -78,6 +81,7 @@ struct PendingCopy {
 struct Fiber {
   void* stack_pointer = nullptr;
   State state = State::kDone;
+  bool waited = false;                          // has called WaitForPrevious
   std::vector<PendingCopy> open;                // not yet committed
   std::deque<std::vector<PendingCopy>> groups;  // committed
 };
@@ -95,6 +99,14 @@ char* MapPages(size_t bytes) {
     std::abort();
   }
   return static_cast<char*>(pages);
+}
+
+// Pages keep the marks that the fibers' frames left for the sanitizer, and may come back from mmap elsewhere.
+void UnmapPages(char* pages, size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(pages, bytes);
+#endif
+  munmap(pages, bytes);
 }
 
 // What a host thread needs to run blocks; kept between launches.
@@ -126,8 +138,8 @@ struct Machine {
     shared_end = end;
   }
   ~Machine() {
-    munmap(stacks, kStackBytes * kMaxThreads);
-    munmap(shared_pages, kMaxShared + 2 * kPage);
+    UnmapPages(stacks, kStackBytes * kMaxThreads);
+    UnmapPages(shared_pages, kMaxShared + 2 * kPage);
   }
   char* shared_end = nullptr;
 
@@ -204,6 +216,7 @@ void FiberMain() {
   (*m.body)();
   Fiber& self = m.fibers[m.current];
   self.state = State::kDone;
+  if (!self.waited) Die("ends without WaitForPrevious");
   if (m.warps[m.current / kWarp].arrived != 0) Die("ends while lanes of its warp wait for it");
   --m.live;
   if (m.live > 0 && m.at_barrier == m.live) ReleaseBarrier();
@@ -220,6 +233,7 @@ void RunBlock() {
   for (int i = 0; i < m.num_threads; ++i) {
     Fiber& fiber = m.fibers[i];
     fiber.state = State::kReady;
+    fiber.waited = false;
     fiber.open.clear();
     fiber.groups.clear();
     auto* top = reinterpret_cast<void**>(m.StackOf(i) + kStackBytes);
@@ -257,6 +271,35 @@ Fiber& Self() { return t_machine->fibers[t_machine->current]; }
 Fault fault() { return g_fault.load(std::memory_order_relaxed); }
 void SetFault(Fault fault) { g_fault = fault; }
 void SetSeed(uint32_t seed) { g_seed = seed; }
+void SetAroundLaunches(void (*before)(), void (*after)()) {
+  g_before_launch = before;
+  g_after_launch = after;
+}
+
+void Stream::Enqueue(Work work) {
+  if (recording_) {
+    recorded_.push_back(std::move(work));
+  } else if (lazy_) {
+    waiting_.push_back(std::move(work));
+  } else {
+    ++done_;
+    work();
+  }
+}
+
+std::vector<Stream::Work> Stream::FinishRecording() {
+  recording_ = false;
+  return std::exchange(recorded_, {});
+}
+
+void Stream::Run(int64_t end) {
+  while (done_ < end) {
+    const Work work = std::move(waiting_.front());
+    waiting_.pop_front();
+    ++done_;
+    work();
+  }
+}
 
 void Launch(const char* name, Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   static thread_local Machine machine;
@@ -277,11 +320,13 @@ void Launch(const char* name, Dim3 grid, Dim3 block, size_t shared_bytes, const 
   std::vector<size_t> order(blocks);
   std::iota(order.begin(), order.end(), size_t{0});
   std::shuffle(order.begin(), order.end(), m.random);
+  if (g_before_launch != nullptr) g_before_launch();
   for (const size_t b : order) {
     m.block_index = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                      static_cast<unsigned>(b / grid.x / grid.y)};
     RunBlock();
   }
+  if (g_after_launch != nullptr) g_after_launch();
 }
 
 const Dim3& BlockIndex() { return t_machine->block_index; }
@@ -289,6 +334,7 @@ const Dim3& GridSize() { return t_machine->grid; }
 const Dim3& BlockSize() { return t_machine->block; }
 unsigned ThreadIndex() { return static_cast<unsigned>(t_machine->current); }
 char* SharedMemory() { return t_machine->shared; }
+void WaitForPrevious() { Self().waited = true; }
 
 void SyncThreads() {
   Machine& m = *t_machine;
@@ -300,6 +346,14 @@ void SyncThreads() {
   Self().state = State::kWaitsBlock;
   Leave();
 }
+
+void Yield() {
+  Machine& m = *t_machine;
+  if (m.warps[m.current / kWarp].arrived != 0) Die("waits in a loop while lanes of its warp wait for it");
+  SwitchTo(&m.fibers[m.current].stack_pointer, -1, false);
+}
+
+void Fail(const char* what) { Die(what); }
 
 void WarpCollective(WarpFunction run, void* operand) {
   Machine& m = *t_machine;

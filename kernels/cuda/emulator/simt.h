@@ -14,7 +14,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
+#include <vector>
 
 namespace phalanx::simt {
 
@@ -38,14 +40,47 @@ enum class Fault {
   kAttentionNoWait,
   kNormNoBarrier,
   kSampleNoBarrier,
+  kExchangeNoWait,       // peers are not waited for
+  kExchangeOldEpoch,     // an exchange counted as the one before it
+  kWgmmaEarlyRelease,    // a stage given back while wgmma may still read it
+  kWgmmaTailNotCleared,  // values beyond the last key
+  kAttentionStaleItems,  // the items of a step are not made: those of the step before stay
+  kAttentionOneItem,     // a block takes its first item only
+  kRopeStoresPadding,    // a row that is not to be stored is, in slot 0
 };
 Fault fault();
 void SetFault(Fault fault);
 // Of the order of warps, lanes and blocks of launches on all threads from now on.
 void SetSeed(uint32_t seed);
 
+// A device's queue. What is enqueued runs at once, or is kept: by a recording, or (`lazy`) until Run.
+class Stream {
+ public:
+  using Work = std::function<void()>;
+  explicit Stream(bool lazy) : lazy_(lazy) {}
+
+  void Enqueue(Work work);
+  void StartRecording() { recording_ = true; }
+  bool recording() const { return recording_; }
+  std::vector<Work> FinishRecording();
+  // How much work has been enqueued.
+  int64_t end() const { return done_ + static_cast<int64_t>(waiting_.size()); }
+  // Runs what waits, up to the place `end`.
+  void Run(int64_t end);
+
+ private:
+  const bool lazy_;
+  bool recording_ = false;
+  std::vector<Work> recorded_;
+  std::deque<Work> waiting_;
+  int64_t done_ = 0;
+};
+
 // Runs `body` once per thread of the grid. `shared_bytes` of dynamic shared memory.
 void Launch(const char* name, Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>& body);
+
+// Called before and after every launch, on its thread. Before threads start.
+void SetAroundLaunches(void (*before)(), void (*after)());
 
 // ---- For code inside a kernel ---------------------------------------------------------------------
 
@@ -55,6 +90,11 @@ const Dim3& BlockSize();
 unsigned ThreadIndex();  // blocks have one dimension
 char* SharedMemory();
 void SyncThreads();
+// Lets other threads run: for a loop that waits for what they do.
+void Yield();
+[[noreturn]] void Fail(const char* what);  // ends the process, saying which thread of which kernel
+// A thread that ends without having called it ends the process.
+void WaitForPrevious();
 
 // A collective of all 32 lanes of a warp: `run` gets the lanes' operands when the last of them has come.
 using WarpFunction = void (*)(void* const operands[kWarp]);

@@ -60,7 +60,8 @@ std::string ExpectDead(Collective& group, const absl::Status& of) {
 }
 
 class EveryTransport : public testing::TestWithParam<Transport> {};
-INSTANTIATE_TEST_SUITE_P(Transports, EveryTransport, testing::Values(Transport::kThread, Transport::kShm),
+INSTANTIATE_TEST_SUITE_P(Transports, EveryTransport,
+                         testing::Values(Transport::kThread, Transport::kShm, Transport::kTcp),
                          [](const auto& info) { return ToString(info.param); });
 
 TEST_P(EveryTransport, AbortWakesASleeper) {
@@ -123,8 +124,9 @@ TEST_P(EveryTransport, ARankThatDoesNotComeIsNamedAtTheDeadline) {
     }
     const Clock::time_point start = Clock::now();
     const absl::Status status = group.Barrier();
-    const std::string wrong = Expect(status, absl::StatusCode::kDeadlineExceeded,
-                                     "rank 1 of 3 did not come to Barrier within 300 ms", start, 250, 800);
+    const std::string wrong =
+        Expect(status, absl::StatusCode::kDeadlineExceeded,
+               "rank 1 of 3 did not come to Barrier within 300 ms, though it lives", start, 250, 800);
     return wrong.empty() ? ExpectDead(group, status) : wrong;
   }));
 }
@@ -182,8 +184,12 @@ TEST_P(EveryTransport, WrongArgumentsNameTheValueAndEndTheGroup) {
   }
 }
 
-TEST(ShmFailure, AKilledPeerIsNamedWithinASecond) {
-  Results results = RunGroup(Transport::kShm, GroupOptions(3, 8), [](Collective& group) -> std::string {
+class EveryProcess : public testing::TestWithParam<Transport> {};
+INSTANTIATE_TEST_SUITE_P(Transports, EveryProcess, testing::Values(Transport::kShm, Transport::kTcp),
+                         [](const auto& info) { return ToString(info.param); });
+
+TEST_P(EveryProcess, AKilledPeerIsNamedWithinASecond) {
+  Results results = RunGroup(GetParam(), GroupOptions(3, 8), [](Collective& group) -> std::string {
     for (int i = 0; i < 3; ++i) {
       if (absl::Status s = group.Barrier(); !s.ok()) return s.ToString();
     }
@@ -203,8 +209,8 @@ TEST(ShmFailure, AKilledPeerIsNamedWithinASecond) {
 }
 
 // It had come to the call it died in, and so had the rank that sleeps beside it.
-TEST(ShmFailure, APeerKilledInItsSleep) {
-  Results results = RunGroup(Transport::kShm, GroupOptions(3, 8), [](Collective& group) -> std::string {
+TEST_P(EveryProcess, APeerKilledInItsSleep) {
+  Results results = RunGroup(GetParam(), GroupOptions(3, 8), [](Collective& group) -> std::string {
     if (group.rank() == 1) {
       std::thread([] {
         SleepMs(150);
@@ -222,17 +228,27 @@ TEST(ShmFailure, APeerKilledInItsSleep) {
   ExpectAllWell(results);
 }
 
-TEST(ShmFailure, AStoppedPeerIsNamedAtTheDeadline) {
+// Long before the call's time is over, and between two calls as well.
+TEST_P(EveryProcess, AStoppedPeerIsNamedByItsSilence) {
   CollectiveOptions options = GroupOptions(3, 8);
-  options.timeout_ms = 400;
+  options.silence_ms = 700;
   Results results = RunProcesses(
-      options, {0, 1, 2},
+      GetParam(), options, {0, 1, 2},
       [](Collective& group) -> std::string {
         if (group.rank() == 1) raise(SIGSTOP);
         const Clock::time_point start = Clock::now();
-        const absl::Status status = group.Barrier();
-        return Expect(status, absl::StatusCode::kDeadlineExceeded, "rank 1 of 3 did not come", start, 350,
-                      1200);
+        absl::Status status;
+        if (group.rank() == 0) {
+          status = group.Barrier();
+        } else {
+          while (status.ok() && MsSince(start) < 10000) {
+            SleepMs(20);
+            status = group.Check();
+          }
+        }
+        const std::string wrong =
+            Expect(status, absl::StatusCode::kUnavailable, "rank 1 is gone: ", start, 300, 5000);
+        return wrong.empty() ? ExpectDead(group, status) : wrong;
       },
       /*stopped_rank=*/1);
   EXPECT_EQ(results[1], "killed by signal 9");
@@ -240,10 +256,28 @@ TEST(ShmFailure, AStoppedPeerIsNamedAtTheDeadline) {
   ExpectAllWell(results);
 }
 
-TEST(ShmConnect, AMissingRankIsNamed) {
+// It gives signs of life while it computes, and while its peers wait for a third; rank 1's bytes wait at its
+// door.
+TEST_P(EveryProcess, APeerThatIsLateButLivesIsNoFault) {
+  CollectiveOptions options = GroupOptions(3, 8);
+  options.silence_ms = 1400;
+  options.max_gather_bytes = 8 << 20;
+  ExpectAllWell(RunGroup(GetParam(), options, [&](Collective& group) -> std::string {
+    std::vector<char> all(static_cast<size_t>(3 * options.max_gather_bytes));
+    if (group.rank() == 2) SleepMs(2200);
+    for (int i = 0; i < 2; ++i) {
+      const absl::Status status = group.AllGather(all.data(), options.max_gather_bytes, all.data());
+      if (!status.ok()) return status.ToString();
+    }
+    return "";
+  }));
+}
+
+TEST_P(EveryProcess, AMissingRankIsNamed) {
   CollectiveOptions options = GroupOptions(4, 8);
   options.connect_timeout_ms = 300;
-  Results results = RunProcesses(options, {0, 2}, [](Collective&) { return std::string("connected"); });
+  Results results =
+      RunProcesses(GetParam(), options, {0, 2}, [](Collective&) { return std::string("connected"); });
   for (int rank : {0, 2}) {
     EXPECT_THAT(results[rank], AllOf(StartsWith("connect: DEADLINE_EXCEEDED"),
                                      HasSubstr("ranks 1, 3 of 4 did not come"), HasSubstr("300 ms")))
@@ -254,7 +288,8 @@ TEST(ShmConnect, AMissingRankIsNamed) {
 TEST(ShmConnect, AMissingCreatorIsNamed) {
   CollectiveOptions options = GroupOptions(2, 8);
   options.connect_timeout_ms = 200;
-  Results results = RunProcesses(options, {1}, [](Collective&) { return std::string("connected"); });
+  Results results =
+      RunProcesses(Transport::kShm, options, {1}, [](Collective&) { return std::string("connected"); });
   EXPECT_THAT(results[1],
               AllOf(StartsWith("connect: DEADLINE_EXCEEDED"), HasSubstr("rank 0 of 2"), HasSubstr("200 ms")));
 }
@@ -263,7 +298,8 @@ TEST(ShmConnect, ARankTakenTwice) {
   // Whichever of the two comes second, and later rank 2, which never comes.
   CollectiveOptions options = GroupOptions(3, 8);
   options.connect_timeout_ms = 500;
-  Results results = RunProcesses(options, {0, 1, 1}, [](Collective&) { return std::string("connected"); });
+  Results results =
+      RunProcesses(Transport::kShm, options, {0, 1, 1}, [](Collective&) { return std::string("connected"); });
   EXPECT_THAT(results[1], AllOf(HasSubstr("ALREADY_EXISTS"), HasSubstr("rank 1 of the group is process"),
                                 HasSubstr("rank 2 of 3 did not come")));
 }
@@ -271,7 +307,8 @@ TEST(ShmConnect, ARankTakenTwice) {
 TEST(ShmConnect, AnIdTakenTwice) {
   CollectiveOptions options = GroupOptions(2, 8);
   options.connect_timeout_ms = 500;
-  Results results = RunProcesses(options, {0, 0}, [](Collective&) { return std::string("connected"); });
+  Results results =
+      RunProcesses(Transport::kShm, options, {0, 0}, [](Collective&) { return std::string("connected"); });
   EXPECT_THAT(results[0], AllOf(HasSubstr("ALREADY_EXISTS"), HasSubstr(options.id),
                                 HasSubstr("rank 1 of 2 did not come")));
 }
@@ -290,7 +327,8 @@ TEST(ShmConnect, ACreatorKilledWhileItWaits) {
     mine.rank = 0;
     _exit(CreateCollective("shm", mine).ok() ? 1 : 2);
   }
-  Results results = RunProcesses(options, {1}, [](Collective&) { return std::string("connected"); });
+  Results results =
+      RunProcesses(Transport::kShm, options, {1}, [](Collective&) { return std::string("connected"); });
   int status = 0;
   waitpid(creator, &status, 0);
   EXPECT_TRUE(WIFSIGNALED(status));
@@ -356,6 +394,7 @@ TEST(CollectiveOptionsTest, WrongOnesAreNamed) {
       {"max_elements is -1", [](auto& o) { o.max_elements = -1; }},
       {"max_gather_bytes is -2", [](auto& o) { o.max_gather_bytes = -2; }},
       {"timeout_ms is 0", [](auto& o) { o.timeout_ms = 0; }},
+      {"silence_ms is 99; it must be 100", [](auto& o) { o.silence_ms = 99; }},
       {"connect_timeout_ms is -1", [](auto& o) { o.connect_timeout_ms = -1; }},
       {"id is \"\"", [](auto& o) { o.id = ""; }},
       {"id is \"a/b\"", [](auto& o) { o.id = "a/b"; }},
@@ -374,7 +413,7 @@ TEST(CollectiveOptionsTest, WrongOnesAreNamed) {
   const auto unknown = CreateCollective("carrier-pigeon", GroupOptions(1, 8));
   EXPECT_EQ(unknown.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(unknown.status().message()),
-              AllOf(HasSubstr("carrier-pigeon"), HasSubstr("\"shm\"")));
+              AllOf(HasSubstr("carrier-pigeon"), HasSubstr("\"shm\""), HasSubstr("\"tcp\"")));
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include "gtest/gtest.h"
 #include "tests/worker/collective/group.h"
 #include "worker/collective/region_collective.h"
+#include "worker/collective/tcp_collective.h"
 
 namespace phalanx {
 namespace {
@@ -128,6 +129,7 @@ TEST_P(CollectiveTest, TreeAllReduceHasTheBitsOfOneRank) {
   for (int r = 0; r < size(); ++r) subtrees += SubtreesOfRank(num_shards(), size(), r).size();
   const int64_t border = kTwoShotBytes / 4 / subtrees;
   std::vector<int64_t> counts = {0, 1, 2, 15, 17, 31, 33, 511, 513, 1000};
+  static_assert(kTcpTwoShotBytes == kTwoShotBytes, "else the border of tcp is another");
   for (int64_t count : {border - 1, border, border + 1, border + 47, int64_t{70000}}) {
     if (count <= options.max_elements) counts.push_back(count);
   }
@@ -218,9 +220,33 @@ TEST_P(CollectiveTest, SumsStayWhileOtherCallsAreMade) {
   }));
 }
 
+// Much more than the buffers of a connection take, both ways at once.
+TEST(CollectiveLarge, MessagesOfManyMegabytes) {
+  for (Transport transport : TestedTransports()) {
+    if (transport == Transport::kThread || IsOfDevice(transport)) continue;
+    for (int size : {2, 3}) {
+      CollectiveOptions options = GroupOptions(size, 4);
+      options.max_elements = 2 << 20;
+      options.max_gather_bytes = 24 << 20;
+      ExpectAllWell(RunGroup(transport, options, [&](Collective& group) {
+        std::string wrong = CheckAllGather(group, options.max_gather_bytes - 5, 1, false);
+        if (wrong.empty()) wrong = CheckTreeAllReduce(group, 4, options.max_elements - 7, 2);
+        if (wrong.empty()) wrong = CheckBroadcast(group, options.max_gather_bytes, size - 1, 3);
+        return wrong;
+      }));
+    }
+  }
+}
+
 std::vector<std::tuple<Transport, int, int>> AllGroups() {
   std::vector<std::tuple<Transport, int, int>> groups;
-  for (Transport transport : {Transport::kThread, Transport::kShm}) {
+  for (Transport transport : TestedTransports()) {
+    if (IsOfDevice(transport)) {  // emulated, and slow
+      for (const auto& [num_shards, size] : {std::pair(8, 1), {8, 2}, {8, 3}, {8, 8}, {5, 3}, {12, 5}}) {
+        groups.emplace_back(transport, num_shards, size);
+      }
+      continue;
+    }
     for (int num_shards : {8, 5, 12}) {
       for (int size = 1; size <= std::min(8, num_shards); ++size) {
         groups.emplace_back(transport, num_shards, size);
@@ -281,6 +307,7 @@ TEST(CollectiveOneRank, NeedsNoSharedMemoryAndNoId) {
   EXPECT_TRUE((*group)->Barrier().ok());
   options.id = "";
   EXPECT_TRUE(CreateCollective("shm", options).ok());
+  EXPECT_TRUE(CreateCollective("tcp", options).ok());
 }
 
 }  // namespace

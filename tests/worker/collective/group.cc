@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "tests/worker/collective/shared_meeting.h"
 
 namespace phalanx {
 namespace {
@@ -23,15 +24,18 @@ std::string ReadAll(int fd) {
   return text;
 }
 
-std::string RunRank(const CollectiveOptions& options, const Body& body) {
-  absl::StatusOr<std::unique_ptr<Collective>> collective = CreateCollective("shm", options);
+std::string RunRank(Transport transport, const CollectiveOptions& options, const Body& body) {
+  absl::StatusOr<std::unique_ptr<Collective>> collective = CreateCollective(ToString(transport), options);
   if (!collective.ok()) return absl::StrCat("connect: ", collective.status().ToString());
   return body(**collective);
 }
 
 }  // namespace
 
-std::string ToString(Transport transport) { return transport == Transport::kThread ? "thread" : "shm"; }
+std::string ToString(Transport transport) {
+  constexpr const char* kNames[] = {"thread", "shm", "tcp", "virtual", "peer", "nccl"};
+  return kNames[static_cast<int>(transport)];
+}
 
 CollectiveOptions GroupOptions(int size, int num_shards) {
   static std::atomic<int> counter{0};
@@ -47,12 +51,12 @@ CollectiveOptions GroupOptions(int size, int num_shards) {
 }
 
 Results RunGroup(Transport transport, const CollectiveOptions& options, const Body& body) {
-  if (transport == Transport::kShm) {
+  if (transport == Transport::kShm || transport == Transport::kTcp) {
     std::vector<int> ranks;
     for (int r = 0; r < options.size; ++r) ranks.push_back(r);
-    return RunProcesses(options, ranks, body);
+    return RunProcesses(transport, options, ranks, body);
   }
-  auto group = CreateThreadCollectives(options);
+  auto group = CreateTestedGroup(transport, options);
   if (!group.ok()) return {{0, absl::StrCat("connect: ", group.status().ToString())}};
   std::vector<std::string> texts(options.size);
   std::vector<std::thread> threads;
@@ -70,8 +74,9 @@ Results RunGroup(Transport transport, const CollectiveOptions& options, const Bo
   return results;
 }
 
-Results RunProcesses(const CollectiveOptions& options, const std::vector<int>& ranks, const Body& body,
-                     int stopped_rank) {
+Results RunProcesses(Transport transport, const CollectiveOptions& options, const std::vector<int>& ranks,
+                     const Body& body, int stopped_rank) {
+  const SharedMeeting meeting;
   struct Child {
     int rank;
     pid_t pid;
@@ -88,7 +93,8 @@ Results RunProcesses(const CollectiveOptions& options, const std::vector<int>& r
       alarm(60);
       CollectiveOptions mine = options;
       mine.rank = rank;
-      const std::string text = RunRank(mine, body);
+      if (!mine.meet) mine.meet = meeting.Of(mine);
+      const std::string text = RunRank(transport, mine, body);
       const bool written = write(fds[1], text.data(), text.size()) == static_cast<ssize_t>(text.size());
       _exit(written ? 0 : 1);
     }

@@ -1,4 +1,4 @@
-#include "client/hub_manifest.h"
+#include "base/pull_manifest.h"
 
 #include <nlohmann/json.hpp>
 

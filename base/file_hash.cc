@@ -1,4 +1,4 @@
-#include "client/hub_hash.h"
+#include "base/file_hash.h"
 
 #include <openssl/evp.h>
 

@@ -8,9 +8,12 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
-#include "client/hub_hash.h"
+#include "base/file_hash.h"
 
 namespace phalanx {
+
+// Its name there.
+inline constexpr std::string_view kManifestName = ".phalanx-pull.json";
 
 struct ManifestEntry {
   int64_t size = 0;

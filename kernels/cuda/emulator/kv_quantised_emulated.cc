@@ -1,0 +1,2 @@
+// kv_quantised.cu on the emulator.
+#include "kernels/cuda/kv_quantised.cu"

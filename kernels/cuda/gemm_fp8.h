@@ -1,0 +1,67 @@
+// Products of mode `fast` with weights of e4m3: rows of them lie as cuBLASLt reads them, and the kernel here
+// reads the same copy. Launchers as in kernels.h.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/kernels.h"
+
+namespace phalanx::cuda {
+
+// Columns of a block: what one scale reads in the form of blocks, and what parts of a row are filled up to.
+inline constexpr int kFp8Block = 128;
+
+// How e4m3 is scaled. kRows: a factor for each row of W and one for each row of x. kBlocks: one for 128 x 128
+// of W and for 128 columns of a row of x.
+enum class Fp8Scaling : int32_t { kRows, kBlocks };
+
+// y = x W^T (+ bias) of 16-bit x, sums in fp32, rounded once: for few rows of x.
+struct Fp8GemmArgs {
+  const uint8_t* weight = nullptr;  // [n, weight_stride] e4m3 without NaN, 16-byte aligned
+  int64_t weight_stride = 0;        // a multiple of kFp8Block, at least k
+  Fp8Scaling scaling = Fp8Scaling::kRows;
+  // [n], or [ceil(n / 128), scale_stride].
+  const float* scales = nullptr;
+  int64_t scale_stride = 0;
+  int n = 0;
+  // Columns. Of x exactly these are read; those of the weight up to the next multiple of kFp8Block are zero.
+  int k = 0;
+  const uint16_t* x = nullptr;  // 16-byte aligned, the stride a multiple of 8
+  int64_t x_stride = 0;
+  int rows = 0;
+  const float* bias = nullptr;
+  void* y = nullptr;
+  int64_t y_stride = 0;
+  bool y_fp32 = false;
+  // Grouped products, as in GemmArgs; an expert's scales lie expert_scales bytes behind its weight's begin.
+  const uint16_t* const* expert_weights = nullptr;
+  int64_t expert_scales = 0;
+  int num_experts = 0;
+  const int32_t* counts = nullptr;
+  const int32_t* row_map = nullptr;
+  const int32_t* y_map = nullptr;
+};
+int LaunchFp8Gemm(const Fp8GemmArgs& args, bool half, void* stream);
+
+// A scale s = max(amax, kFp8Tiny) / 448 of the columns that it is for, and codes e4m3(v * (1 / s)), all
+// rounded to nearest even; a NaN among them makes NaN of all their codes and of nothing else. Columns that
+// fill up a part are zero.
+inline constexpr float kFp8Tiny = 1e-30f;
+struct Fp8RowsArgs {
+  const uint16_t* x = nullptr;  // [rows, ...]; gated: [gate | up], v = silu(gate) * up, rounded to 16 bits
+  int64_t x_stride = 0;
+  bool gated = false;
+  int64_t up = 0;  // first column of up
+  int rows = 0;
+  const GemmSegment* parts = nullptr;  // x_begin and x_cols of v, first_block and blocks of codes, in 64s
+  int num_parts = 0;
+  Fp8Scaling scaling = Fp8Scaling::kRows;
+  uint8_t* codes = nullptr;  // [rows, codes_stride]
+  int64_t codes_stride = 0;
+  // kRows: [num_parts, rows_pitch]. kBlocks: [codes_stride / 128, rows_pitch].
+  float* scales = nullptr;
+  int64_t rows_pitch = 0;
+};
+int LaunchFp8Rows(const Fp8RowsArgs& args, bool half, void* stream);
+
+}  // namespace phalanx::cuda
