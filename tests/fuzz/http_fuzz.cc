@@ -1,11 +1,13 @@
 // What a port scanner sends to the operators' port: bytes of one connection, and the server answers or
 // closes, and answers the next one.
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <string_view>
@@ -16,6 +18,19 @@ namespace {
 
 constexpr std::string_view kGood = "GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 
+// Connects; a fuzzer's timer may interrupt it, and then the connection is made behind it.
+bool Connect(int fd, const sockaddr_in& address) {
+  if (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0) return true;
+  if (errno != EINTR) return false;
+  pollfd made = {fd, POLLOUT, 0};
+  int ready = 0;
+  while ((ready = poll(&made, 1, 30000)) < 0 && errno == EINTR) {
+  }
+  int error = 0;
+  socklen_t size = sizeof(error);
+  return ready == 1 && getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error == 0;
+}
+
 // What comes back until the server closes the connection.
 std::string Talk(int port, std::string_view bytes) {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -25,8 +40,8 @@ std::string Talk(int port, std::string_view bytes) {
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   // No TIME_WAIT: there are many connections a second.
   const linger now = {1, 0};
-  if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now)) != 0 ||
-      connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+  if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now)) != 0 || !Connect(fd, address)) {
+    std::perror("http_fuzz: connecting to the server under test");
     std::abort();
   }
   // A fuzzer's timer interrupts calls.
