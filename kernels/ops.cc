@@ -67,6 +67,7 @@ std::vector<std::string> AvailableRungs() {
   std::vector<std::string> rungs = {"reference"};
   if (MissingForAvx2().empty()) rungs.push_back("avx2");
   if (MissingForAvx512().empty()) rungs.push_back("avx512");
+  if (MissingForAvx512Bf16().empty()) rungs.push_back("avx512_bf16");
   if (MissingForAmx().empty()) rungs.push_back("amx");
   return rungs;
 }
@@ -108,14 +109,15 @@ absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const OpsOptions& options) {
   OpsOptions chosen = options;
   if (chosen.rung == "auto") chosen.rung = AvailableRungs().back();
   if (chosen.rung == "reference") return std::make_unique<ReferenceOps>(chosen);
-  if (chosen.rung == "avx2" || chosen.rung == "avx512" || chosen.rung == "amx") return CpuOps::Create(chosen);
+  if (CpuOps::IsRung(chosen.rung)) return CpuOps::Create(chosen);
   if (const auto found = Creators().find(chosen.rung); found != Creators().end())
     return found->second(chosen);
   if (chosen.rung == kCudaRung) return CreateFromModule(chosen, "libphalanx_cuda.so");
   if (chosen.rung == kEmulatedCudaRung) return CreateFromModule(chosen, "libphalanx_cuda_emulated.so");
-  return absl::InvalidArgumentError(absl::StrCat(
-      "rung is \"", chosen.rung, "\", must be auto, reference, avx2, avx512 or amx; this host runs ",
-      absl::StrJoin(AvailableRungs(), ", ")));
+  return absl::InvalidArgumentError(
+      absl::StrCat("rung is \"", chosen.rung,
+                   "\", must be auto, reference, avx2, avx512, avx512_bf16 or amx; this host runs ",
+                   absl::StrJoin(AvailableRungs(), ", ")));
 }
 
 }  // namespace phalanx

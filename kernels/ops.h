@@ -375,7 +375,7 @@ enum class CopyKind { kToDevice, kToHost, kOnDevice };
 
 struct OpsInfo {
   std::string backend;               // "reference", "cpu", "cuda"
-  std::string instruction_set;       // "scalar", "avx2", "avx512-vnni", "amx-bf16", "sm_90-fast": part of the
+  std::string instruction_set;       // "scalar", "avx2", "avx512-bf16", "amx-bf16", "sm_90-fast": part of the
                                      // group's fingerprint
   std::string device;                // for people: the CPU's or GPU's name
   DType weight_dtype = DType::kF32;  // what PackWeight widens or narrows weights to (but for those that
@@ -496,8 +496,8 @@ enum class DeviceMode { kInvariant, kFast };
 enum class DeviceGraphs { kOff, kAuto, kOn };
 
 struct OpsOptions {
-  // "auto": the host's best rung; or the name of one: "reference", "avx2", "avx512", "amx", or a device's:
-  // "cuda". One the host lacks is FailedPrecondition naming the rung and what is missing.
+  // "auto": the host's best rung; or the name of one: "reference", "avx2", "avx512", "avx512_bf16", "amx", or
+  // a device's: "cuda". One the host lacks is FailedPrecondition naming the rung and what is missing.
   std::string rung = "auto";
   Compute compute = Compute::kFast;
   int num_threads = 1;

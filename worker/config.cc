@@ -19,7 +19,7 @@
 namespace phalanx {
 namespace {
 
-constexpr const char* kRungs[] = {"auto", "reference", "avx2", "avx512", "amx"};
+constexpr const char* kRungs[] = {"auto", "reference", "avx2", "avx512", "avx512_bf16", "amx"};
 constexpr const char* kDevices[] = {"cpu", "cuda", "auto", "cuda-emulated"};
 constexpr const char* kCudaModes[] = {"invariant", "fast"};
 constexpr const char* kGpuExchanges[] = {"auto", "peer", "nccl"};
@@ -265,7 +265,8 @@ ParsedFlags ParseFlags(int argc, const char* const* argv, WorkerConfig* config) 
                  "(where the process "
                  "was given as many CPUs as it has threads, fewer than the machine's, that no other worker "
                  "has), on, or off");
-  app.add_option("--rung", config->rung, "kernels on the CPU: auto, reference, avx2, avx512 or amx");
+  app.add_option("--rung", config->rung,
+                 "kernels on the CPU: auto, reference, avx2, avx512, avx512_bf16 or amx");
   app.add_option("--kv-cache-dtype", config->kv_cache_dtype,
                  "what the KV cache is held in where a load request does not say: auto (fp32 in fp32 "
                  "arithmetic, else bf16), bf16, fp32, int8 or fp8 (both half of bf16's memory)");

@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "kernels/cpu/amx_tiles.h"
-#include "kernels/cpu/avx2_math.h"
 #include "kernels/cpu/avx512_math.h"
 #include "kernels/cpu/simd_kernels.h"
 
@@ -22,49 +21,6 @@ constexpr int64_t kWeightTile = kTileK * kPanel;  // elements
 void BeginTask(int rows) { ConfigureTiles(8, 6, rows < kTileRows ? rows : kTileRows); }
 
 void EndTask() { _tile_release(); }
-
-void PackRows(const float* x, int64_t stride, int rows, int tile_rows, int64_t depth, void* tile,
-              int64_t begin) {
-  uint16_t* out = static_cast<uint16_t*>(tile) + begin * tile_rows;
-  for (int64_t k = 0; k < depth; k += kTileK, out += tile_rows * kTileK) {
-    const int64_t left = depth - k;
-    const __mmask16 low = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-    const __mmask16 high = left >= 32   ? 0xffff
-                           : left <= 16 ? 0
-                                        : static_cast<__mmask16>((1u << (left - 16)) - 1);
-    for (int i = 0; i < tile_rows; ++i) {
-      __m512 a = _mm512_setzero_ps(), b = _mm512_setzero_ps();
-      if (i < rows) {
-        a = _mm512_maskz_loadu_ps(low, x + i * stride + k);
-        b = _mm512_maskz_loadu_ps(high, x + i * stride + k + 16);
-      }
-      const __m512bh both = _mm512_cvtne2ps_pbh(b, a);
-      memcpy(out + i * kTileK, &both, sizeof(both));
-    }
-  }
-}
-
-// Pairs of k become words, words of 16 outputs are transposed.
-// source: Intel SDM, TDPBF16PS: of the second operand, row r holds the pairs k = 2r, 2r + 1.
-void PackWeights(const float* rows, int64_t stride, int64_t depth, void* panel) {
-  auto* out = static_cast<uint16_t*>(panel);
-  for (int64_t k = 0; k < depth; k += 16) {
-    const int64_t left = depth - k;
-    const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-    for (int half = 0; half < 2; ++half) {
-      __m256 words[8];
-      for (int j = 0; j < 8; ++j) {
-        const __m512 x = _mm512_maskz_loadu_ps(mask, rows + (half * 8 + j) * stride + k);
-        const __m256bh rounded = _mm512_cvtneps_pbh(x);
-        memcpy(&words[j], &rounded, sizeof(rounded));
-      }
-      Transpose8(words);
-      for (int pair = 0; pair < 8 && 2 * pair < left; ++pair) {
-        memcpy(out + (k / 2 + pair) * 2 * kPanel + half * kPanel, &words[pair], sizeof(__m256));
-      }
-    }
-  }
-}
 
 struct Tiles {
   const uint16_t* a;  // first row tile
@@ -386,7 +342,7 @@ void TreeProduct(const TreeProductParams& p) {
 
 }  // namespace
 
-const GemmKernels kAmxGemmBf16 = {.format = PanelFormat::kAmxBf16,
+const GemmKernels kAmxGemmBf16 = {.format = PanelFormat::kBf16Pairs,
                                   .k_unit = kTileK,
                                   .pad_weights = true,
                                   .weight_bytes = 2,
@@ -397,12 +353,13 @@ const GemmKernels kAmxGemmBf16 = {.format = PanelFormat::kAmxBf16,
                                   .block_panels = 8,
                                   .deep_block_panels = 16,
                                   .shallow_k = kShallow,
-                                  .pack = PackRows,
-                                  .pack_weights = PackWeights,
+                                  .pack = Avx512PackRowsBf16,
+                                  .pack_weights = Avx512PackWeightsBf16Pairs,
                                   .product = PanelProduct,
                                   .tree_product = TreeProduct,
                                   .tree_depth = 3072,
                                   .begin_task = BeginTask,
-                                  .end_task = EndTask};
+                                  .end_task = EndTask,
+                                  .attention_chunk = AmxAttentionChunk};
 
 }  // namespace phalanx

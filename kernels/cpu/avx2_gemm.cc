@@ -117,7 +117,8 @@ const GemmKernels kAvx2GemmF32 = {.format = PanelFormat::kF32,
                                   .tree_product = nullptr,
                                   .tree_depth = 0,
                                   .begin_task = nullptr,
-                                  .end_task = nullptr};
+                                  .end_task = nullptr,
+                                  .attention_chunk = nullptr};
 const GemmKernels kAvx2GemmBf16 = {.format = PanelFormat::kBf16,
                                    .k_unit = 8,
                                    .pad_weights = false,
@@ -135,6 +136,7 @@ const GemmKernels kAvx2GemmBf16 = {.format = PanelFormat::kBf16,
                                    .tree_product = nullptr,
                                    .tree_depth = 0,
                                    .begin_task = nullptr,
-                                   .end_task = nullptr};
+                                   .end_task = nullptr,
+                                   .attention_chunk = nullptr};
 
 }  // namespace phalanx

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kMaxVectors = 48;  // of a task
 constexpr int kMaxHeads = 32;
-constexpr int kValueTile = 32;  // keys of an AMX tile of values
+constexpr int kValueTile = 32;  // keys of a tile of pairs of values
 
 int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 int ValuePanels(int value_dim) { return (value_dim + kPanel - 1) / kPanel; }
@@ -22,7 +22,7 @@ template <PanelFormat kFormat>
 int64_t KeyIndex(int64_t depth, int64_t j, int64_t d) {
   const auto place = static_cast<int>(j % kPanel);
   const int64_t panel = j / kPanel * depth * kPanel;
-  if (kFormat == PanelFormat::kAmxBf16) return panel + d / 2 * 2 * kPanel + place * 2 + d % 2;
+  if (kFormat == PanelFormat::kBf16Pairs) return panel + d / 2 * 2 * kPanel + place * 2 + d % 2;
   return panel + d * kPanel + (kFormat == PanelFormat::kBf16 ? Bf16PanelPlace(place) : place);
 }
 
@@ -31,7 +31,7 @@ template <PanelFormat kFormat>
 int64_t ValueIndex(int64_t rows, int64_t j, int64_t d) {
   const auto place = static_cast<int>(d % kPanel);
   const int64_t panel = d / kPanel * rows * kPanel;
-  if (kFormat == PanelFormat::kAmxBf16) return panel + j / 2 * 2 * kPanel + place * 2 + j % 2;
+  if (kFormat == PanelFormat::kBf16Pairs) return panel + j / 2 * 2 * kPanel + place * 2 + j % 2;
   return panel + j * kPanel + (kFormat == PanelFormat::kBf16 ? Bf16PanelPlace(place) : place);
 }
 
@@ -52,8 +52,8 @@ void WithFormat(PanelFormat format, F f) {
       return f(std::integral_constant<PanelFormat, PanelFormat::kF32>());
     case PanelFormat::kBf16:
       return f(std::integral_constant<PanelFormat, PanelFormat::kBf16>());
-    case PanelFormat::kAmxBf16:
-      return f(std::integral_constant<PanelFormat, PanelFormat::kAmxBf16>());
+    case PanelFormat::kBf16Pairs:
+      return f(std::integral_constant<PanelFormat, PanelFormat::kBf16Pairs>());
   }
 }
 
@@ -86,10 +86,10 @@ void StorePosition(const CpuKvCache& cache, int64_t offset, const float* key, co
       values[offset * shape.value_dim + d] = Rounded<kFormat>(value[d]);
     return;
   }
-  if constexpr (kFormat == PanelFormat::kAmxBf16) {
-    AmxStoreKey(key, shape.key_dim, keys + KeyIndex<kFormat>(depth, offset, 0));
-    AmxStoreValue(value, shape.value_dim, offset % 2 != 0, int64_t{shape.block_size} * kPanel,
-                  values + offset / 2 * 2 * kPanel);
+  if constexpr (kFormat == PanelFormat::kBf16Pairs) {
+    PairStoreKey(key, shape.key_dim, keys + KeyIndex<kFormat>(depth, offset, 0));
+    PairStoreValue(value, shape.value_dim, offset % 2 != 0, int64_t{shape.block_size} * kPanel,
+                   values + offset / 2 * 2 * kPanel);
     return;
   }
   for (int d = 0; d < shape.key_dim; ++d)
@@ -181,22 +181,22 @@ void Gather(const CpuKvCache& cache, const AttentionParams& p, const AttentionSe
 }  // namespace
 
 KvFormat KvFormat::Of(KvType type, PanelFormat products) {
-  const bool amx = products == PanelFormat::kAmxBf16;
+  const bool pairs = products == PanelFormat::kBf16Pairs;
   switch (type) {
     case KvType::kAuto:
     case KvType::kF32:
       break;
     case KvType::kBf16:
-      return {amx ? PanelFormat::kAmxBf16 : PanelFormat::kBf16};
+      return {pairs ? PanelFormat::kBf16Pairs : PanelFormat::kBf16};
     case KvType::kInt8:
     case KvType::kFp8:
-      return {amx ? PanelFormat::kAmxBf16 : PanelFormat::kF32, CodecOf(type)};
+      return {pairs ? PanelFormat::kBf16Pairs : PanelFormat::kF32, CodecOf(type)};
   }
   return {PanelFormat::kF32};
 }
 
 int64_t CpuKvCache::KeyDepth(const KvCacheShape& s, PanelFormat format) {
-  return format == PanelFormat::kAmxBf16 ? RoundUp(s.key_dim, kAmxGemmBf16.k_unit) : s.key_dim;
+  return format == PanelFormat::kBf16Pairs ? RoundUp(s.key_dim, kPairDepth) : s.key_dim;
 }
 
 int64_t CpuKvCache::BlockBytes(const KvCacheShape& s, KvFormat format) {
@@ -263,20 +263,20 @@ void CpuKvCache::Store(int64_t slot, int layer, int head, const float* key, cons
 struct CpuAttention::Layout {
   Layout(const AttentionParams& p, const CpuKvCache& cache, int max_vectors) {
     const KvCacheShape& s = cache.shape();
-    const bool amx = cache.format().panels == PanelFormat::kAmxBf16;
+    const bool pairs = cache.format().panels == PanelFormat::kBf16Pairs;
     const int value_dim = p.latent_value_dim > 0 ? p.latent_value_dim : s.value_dim;
     const int64_t value_width = int64_t{ValuePanels(value_dim)} * kPanel;
-    const int64_t vectors = RoundUp(max_vectors, kAmxGemmBf16.max_tile_rows);
-    coded = cache.format().coded() && s.block_size >= (amx ? kValueTile : kPanel);
+    const int64_t vectors = RoundUp(max_vectors, kPairTileRows);
+    coded = cache.format().coded() && s.block_size >= (pairs ? kValueTile : kPanel);
     const bool gather_keys = !cache.panels() || (cache.format().coded() && !coded);
-    const bool gather_values = gather_keys || p.latent_value_dim > 0 || (amx && s.block_size < kValueTile);
+    const bool gather_values = gather_keys || p.latent_value_dim > 0 || (pairs && s.block_size < kValueTile);
     const auto take = [this](int64_t size) {
       const int64_t at = bytes;
       bytes += RoundUp(size, 64);
       return at;
     };
     plain_q = take(vectors * s.key_dim * 4);
-    q = take(vectors * RoundUp(s.key_dim, kAmxGemmBf16.k_unit) * 4);
+    q = take(vectors * RoundUp(s.key_dim, kPairDepth) * 4);
     scores = take(vectors * kScoreStride * 4);
     weights = take(vectors * kAttentionChunk * 4);
     partial = take(vectors * value_width * 4);
@@ -291,8 +291,8 @@ struct CpuAttention::Layout {
     if (coded) {
       key_scales = take(2 * kAttentionChunk / kPanel * 8);
       value_scales = take(kAttentionChunk / kPanel * 8);
-      widened = take(amx ? 2 * kPanel * std::max<int64_t>(cache.key_depth(), kAttentionChunk) * 2
-                         : s.block_size * std::max<int64_t>(s.key_dim, value_width) * 4);
+      widened = take(pairs ? 2 * kPanel * std::max<int64_t>(cache.key_depth(), kAttentionChunk) * 2
+                           : s.block_size * std::max<int64_t>(s.key_dim, value_width) * 4);
     }
     if (gather_keys) keys = take(kAttentionChunk * cache.key_depth() * cache.format().panel_bytes());
     if (gather_values) values = take(kAttentionChunk * value_width * cache.format().panel_bytes());
@@ -306,6 +306,7 @@ struct CpuAttention::Layout {
 };
 
 struct CpuAttention::Work {
+  const GemmKernels& products;
   const AttentionParams& params;
   const CpuKvCache& cache;
   const Task& task;
@@ -366,7 +367,7 @@ absl::Status CpuAttention::Run(const AttentionParams& p, const CpuKvCache& cache
   for (Scratch& s : scratch_) PHX_RETURN_IF_ERROR(s.Get(layout.bytes).status());
   pool_.Run(static_cast<int64_t>(tasks_.size()), [&](int64_t task, int thread) {
     auto* scratch = static_cast<char*>(*scratch_[static_cast<size_t>(thread)].Get(0));
-    RunTask({p, cache, tasks_[static_cast<size_t>(task)], layout, scratch});
+    RunTask({products_, p, cache, tasks_[static_cast<size_t>(task)], layout, scratch});
   });
   return absl::OkStatus();
 }
@@ -375,7 +376,7 @@ void CpuAttention::RunTask(const Work& work) {
   const AttentionParams& p = work.params;
   const KvCacheShape& s = work.cache.shape();
   const Task& task = work.task;
-  const bool amx = work.cache.format().panels == PanelFormat::kAmxBf16;
+  const bool pairs = work.cache.format().panels == PanelFormat::kBf16Pairs;
   const int value_dim = p.latent_value_dim > 0 ? p.latent_value_dim : s.value_dim;
   const int num_vectors = task.num_rows * task.num_heads;
   // Vector v is row v / heads, head v % heads.
@@ -384,18 +385,22 @@ void CpuAttention::RunTask(const Work& work) {
            (task.sequence->first_row + task.first_row + v / task.num_heads) * m.stride +
            (task.first_head + v % task.num_heads) * width;
   };
-  const GemmKernels& kernels = amx ? kAmxGemmBf16 : kAvx2GemmF32;
-  const int64_t depth = RoundUp(s.key_dim, kernels.k_unit);
+  const int64_t depth = RoundUp(s.key_dim, pairs ? kPairDepth : kAvx2GemmF32.k_unit);
   float* plain = work.At<float>(work.layout.plain_q);
   for (int v = 0; v < num_vectors; ++v)
     std::copy_n(row_of(p.q, v, s.key_dim), s.key_dim, plain + v * s.key_dim);
-  const int tiles = NumTiles(num_vectors, kernels.max_tile_rows);
+  const int most_rows = pairs ? kPairTileRows : kAvx2GemmF32.max_tile_rows;
+  const int tiles = NumTiles(num_vectors, most_rows);
   for (int t = 0; t < tiles; ++t) {
-    const int begin = TileBegin(num_vectors, tiles, kernels.max_tile_rows, kernels.balanced, t);
-    const int rows = TileBegin(num_vectors, tiles, kernels.max_tile_rows, kernels.balanced, t + 1) - begin;
-    const int tile_rows = kernels.balanced || tiles == 1 ? rows : kernels.max_tile_rows;
-    kernels.pack(plain + begin * s.key_dim, s.key_dim, rows, tile_rows, s.key_dim,
-                 work.scratch + work.layout.q + begin * depth * kernels.row_bytes, 0);
+    const int begin = TileBegin(num_vectors, tiles, most_rows, !pairs, t);
+    const int rows = TileBegin(num_vectors, tiles, most_rows, !pairs, t + 1) - begin;
+    const float* from = plain + begin * s.key_dim;
+    char* to = work.scratch + work.layout.q + begin * depth * (pairs ? 2 : 4);
+    if (pairs) {
+      Avx512PackRowsBf16(from, s.key_dim, rows, tiles == 1 ? rows : most_rows, s.key_dim, to, 0);
+    } else {
+      Avx2PackRows(from, s.key_dim, rows, rows, s.key_dim, to, 0);
+    }
   }
 
   int* num_keys = work.At<int>(work.layout.num_keys);
@@ -413,7 +418,8 @@ void CpuAttention::RunTask(const Work& work) {
   v.sum = work.At<float>(work.layout.sum);
   v.out = work.At<float>(work.layout.out);
 
-  if (amx) kernels.begin_task(num_vectors);
+  const GemmKernels& unit = work.products;
+  if (pairs && unit.begin_task != nullptr) unit.begin_task(num_vectors);
   const int64_t first_position = task.sequence->first_position + task.first_row;
   const int64_t last_position = first_position + task.num_rows - 1;
   for (int64_t begin = 0; begin <= last_position; begin += kAttentionChunk) {
@@ -424,9 +430,9 @@ void CpuAttention::RunTask(const Work& work) {
     }
     v.first = begin == 0;
     work.GatherChunk(begin, keys);
-    amx ? RunAmxChunk(work, v, begin, keys) : RunAvx2Chunk(work, v, begin, keys);
+    pairs ? RunPairChunk(work, v, begin, keys) : RunAvx2Chunk(work, v, begin, keys);
   }
-  if (amx) kernels.end_task();
+  if (pairs && unit.end_task != nullptr) unit.end_task();
   for (int i = 0; i < num_vectors; ++i) {
     Avx2Divide(v.out + int64_t{i} * v.value_panels * kPanel, v.sum[i], value_dim,
                row_of(p.out, i, value_dim));
@@ -473,8 +479,8 @@ void CpuAttention::RunAvx2Chunk(const Work& work, const AttentionVectors& vector
   Avx2AttentionChunk(c);
 }
 
-void CpuAttention::RunAmxChunk(const Work& work, const AttentionVectors& vectors, int64_t begin,
-                               int num_keys) {
+void CpuAttention::RunPairChunk(const Work& work, const AttentionVectors& vectors, int64_t begin,
+                                int num_keys) {
   const CpuKvCache& cache = work.cache;
   const Layout& layout = work.layout;
   const int64_t block_size = cache.shape().block_size;
@@ -539,13 +545,13 @@ void CpuAttention::RunAmxChunk(const Work& work, const AttentionVectors& vectors
     values[t] = copy;
     strides[t] = kValueTile * kPanel;
   }
-  AmxAttentionChunk({vectors,
-                     keys,
-                     values,
-                     strides,
-                     layout.coded ? cache.format().codec : KvCodec::kNone,
-                     next_panels,
-                     {key_scales, value_scales, block_size, work.scratch + layout.widened}});
+  work.products.attention_chunk({vectors,
+                                 keys,
+                                 values,
+                                 strides,
+                                 layout.coded ? cache.format().codec : KvCodec::kNone,
+                                 next_panels,
+                                 {key_scales, value_scales, block_size, work.scratch + layout.widened}});
 }
 
 }  // namespace phalanx

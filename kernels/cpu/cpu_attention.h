@@ -28,8 +28,8 @@ struct KvFormat {
 };
 
 // [block][layer][kv head]: keys in panels [block_size / 16][key_depth][16 keys], then values in panels
-// [ceil(value_dim / 16)][block_size][16 channels], in simd_kernels.h's formats (AMX: key_depth is key_dim
-// rounded up to 32, the rest zero; else key_dim). Blocks of less than 16 positions hold rows instead:
+// [ceil(value_dim / 16)][block_size][16 channels], in simd_kernels.h's formats (bf16 pairs: key_depth is
+// key_dim rounded up to 32, the rest zero; else key_dim). Blocks of less than 16 positions hold rows instead:
 // [block_size][key_dim], [block_size][value_dim], and are gathered into panels when they are read. Of codes,
 // scales follow: [groups of a key][block_size], [groups of a value][block_size].
 class CpuKvCache : public KvCache {
@@ -66,7 +66,9 @@ class CpuKvCache : public KvCache {
 // One thread at a time; works on the pool's.
 class CpuAttention {
  public:
-  explicit CpuAttention(ThreadPool& pool) : pool_(pool), scratch_(static_cast<size_t>(pool.num_threads())) {}
+  // `products`: of the rung; its attention_chunk reads caches of its own format.
+  CpuAttention(ThreadPool& pool, const GemmKernels& products)
+      : pool_(pool), products_(products), scratch_(static_cast<size_t>(pool.num_threads())) {}
   // Validated params.
   absl::Status Run(const AttentionParams& params, const CpuKvCache& cache);
 
@@ -84,9 +86,10 @@ class CpuAttention {
   static void RunTask(const Work& work);
   // The keys [begin, begin + num_keys) of the task's sequence.
   static void RunAvx2Chunk(const Work& work, const AttentionVectors& vectors, int64_t begin, int num_keys);
-  static void RunAmxChunk(const Work& work, const AttentionVectors& vectors, int64_t begin, int num_keys);
+  static void RunPairChunk(const Work& work, const AttentionVectors& vectors, int64_t begin, int num_keys);
 
   ThreadPool& pool_;
+  const GemmKernels& products_;
   std::vector<Scratch> scratch_;
   std::vector<Task> tasks_;
 };

@@ -74,11 +74,15 @@ std::string MissingForAvx512() {
   return FirstMissing(needs);
 }
 
-std::string MissingForAmx() {
+std::string MissingForAvx512Bf16() {
   if (std::string missing = MissingForAvx512(); !missing.empty()) return missing;
-  const Cpuid seven = Leaf(7, 0), seven_one = Leaf(7, 1);
+  return (Leaf(7, 1).a >> 5 & 1) != 0 ? "" : "AVX512_BF16";
+}
+
+std::string MissingForAmx() {
+  if (std::string missing = MissingForAvx512Bf16(); !missing.empty()) return missing;
+  const Cpuid seven = Leaf(7, 0);
   const Need needs[] = {
-      {"AVX512_BF16", (seven_one.a >> 5 & 1) != 0},
       {"AMX-TILE", (seven.d >> 24 & 1) != 0},
       {"AMX-BF16", (seven.d >> 22 & 1) != 0},
       {"AMX-INT8", (seven.d >> 25 & 1) != 0},
@@ -97,6 +101,7 @@ std::string MissingForAmx() {
 
 std::string MissingForAvx2() { return "AVX2: this is no x86-64 processor"; }
 std::string MissingForAvx512() { return "AVX512F: this is no x86-64 processor"; }
+std::string MissingForAvx512Bf16() { return "AVX512_BF16: this is no x86-64 processor"; }
 std::string MissingForAmx() { return "AMX-TILE: this is no x86-64 processor"; }
 
 #endif

@@ -12,26 +12,50 @@ namespace {
 
 constexpr SamplingLoops kAvx2SamplingLoops = {Avx2FindMax, Avx2ExpWeights, Avx2SumBlock};
 
+// A rung: what it needs, its kernels of each Compute and the name of the arithmetic of kFast.
+struct Rung {
+  const char* name;
+  std::string (*missing)();
+  const GemmKernels* fp32;
+  const GemmKernels* fast;
+  const QuantKernels* quant;  // of kFast
+  const char* instruction_set;
+};
+constexpr Rung kRungs[] = {
+    {"avx2", MissingForAvx2, &kAvx2GemmF32, &kAvx2GemmBf16, &kAvx2Quant, "avx2"},
+    {"avx512", MissingForAvx512, &kAvx512GemmF32, &kAvx512GemmBf16, &kAvx512Quant, "avx512-vnni"},
+    {"avx512_bf16", MissingForAvx512Bf16, &kAvx512GemmF32, &kAvx512Bf16Gemm, &kAvx512Quant, "avx512-bf16"},
+    {"amx", MissingForAmx, &kAvx512GemmF32, &kAmxGemmBf16, &kAmxQuant, "amx-bf16"},
+};
+
+const Rung* FindRung(const std::string& name) {
+  for (const Rung& rung : kRungs) {
+    if (rung.name == name) return &rung;
+  }
+  return nullptr;
+}
+
 float* RowOf(const Matrix& m, int64_t row) { return static_cast<float*>(m.data) + row * m.stride; }
 
 }  // namespace
 
+bool CpuOps::IsRung(const std::string& rung) { return FindRung(rung) != nullptr; }
+
 absl::StatusOr<std::unique_ptr<Ops>> CpuOps::Create(const OpsOptions& options) {
-  const bool amx = options.rung == "amx", avx512 = options.rung == "avx512";
-  const std::string missing = amx ? MissingForAmx() : avx512 ? MissingForAvx512() : MissingForAvx2();
-  if (!missing.empty()) {
+  const Rung& rung = *FindRung(options.rung);
+  if (const std::string missing = rung.missing(); !missing.empty()) {
     return absl::FailedPreconditionError(
         absl::StrCat("rung \"", options.rung, "\" cannot run on this host: it lacks ", missing));
   }
+  // In fp32 all rungs have the bits of AVX2.
   if (options.compute == Compute::kFp32) {
-    return std::unique_ptr<Ops>(new CpuOps(options, amx || avx512 ? kAvx512GemmF32 : kAvx2GemmF32, nullptr));
+    return std::unique_ptr<Ops>(new CpuOps(options, *rung.fp32, nullptr, "avx2"));
   }
-  if (amx) return std::unique_ptr<Ops>(new CpuOps(options, kAmxGemmBf16, &kAmxQuant));
-  if (avx512) return std::unique_ptr<Ops>(new CpuOps(options, kAvx512GemmBf16, &kAvx512Quant));
-  return std::unique_ptr<Ops>(new CpuOps(options, kAvx2GemmBf16, &kAvx2Quant));
+  return std::unique_ptr<Ops>(new CpuOps(options, *rung.fast, rung.quant, rung.instruction_set));
 }
 
-CpuOps::CpuOps(const OpsOptions& options, const GemmKernels& kernels, const QuantKernels* quant)
+CpuOps::CpuOps(const OpsOptions& options, const GemmKernels& kernels, const QuantKernels* quant,
+               const char* instruction_set)
     : ReferenceOps(options, kAvx2SamplingLoops),
       kernels_(kernels),
       kv_format_(KvFormat::Of(info_.kv_type, kernels.format)),
@@ -39,14 +63,14 @@ CpuOps::CpuOps(const OpsOptions& options, const GemmKernels& kernels, const Quan
       pool_(options.num_threads, options.cpus),
       gemm_(pool_),
       grouped_(pool_, gemm_),
-      attention_(pool_),
+      attention_(pool_, kernels),
       samplers_(static_cast<size_t>(options.num_threads), Sampler(kAvx2SamplingLoops)),
       routes_(static_cast<size_t>(options.num_threads)),
       logits_(static_cast<size_t>(options.num_threads)),
       key_(static_cast<size_t>(options.num_threads)) {
   info_.backend = "cpu";
   if (quant != nullptr) info_.kept_dtypes = {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1};
-  info_.instruction_set = quant == &kAmxQuant ? "amx-bf16" : quant == &kAvx512Quant ? "avx512-vnni" : "avx2";
+  info_.instruction_set = instruction_set;
 }
 
 template <typename Body>

@@ -1,5 +1,5 @@
-// CpuOps: the fast path on processors, for the rungs "avx2", "avx512" and "amx". Rare operations are the
-// reference's.
+// CpuOps: the fast path on processors, for the rungs "avx2", "avx512", "avx512_bf16" and "amx". Rare
+// operations are the reference's.
 #pragma once
 
 #include <memory>
@@ -17,6 +17,7 @@ namespace phalanx {
 
 class CpuOps : public ReferenceOps {
  public:
+  static bool IsRung(const std::string& rung);
   // FailedPrecondition naming the rung and what this host lacks. options.rung: one of these.
   static absl::StatusOr<std::unique_ptr<Ops>> Create(const OpsOptions& options);
 
@@ -39,7 +40,8 @@ class CpuOps : public ReferenceOps {
   absl::Status Sample(const SampleParams& params) override;
 
  private:
-  CpuOps(const OpsOptions& options, const GemmKernels& kernels, const QuantKernels* quant);
+  CpuOps(const OpsOptions& options, const GemmKernels& kernels, const QuantKernels* quant,
+         const char* instruction_set);
   // Runs body(row, thread) for rows; on one thread where the work is small.
   template <typename Body>
   void ForRows(int64_t rows, int64_t elements_per_row, Body&& body);

@@ -4,9 +4,9 @@
 //
 // Panels: weights (and KV blocks) are packed in panels of 16 outputs; a panel holds for each k the 16 outputs
 // beside each other. In a bf16 panel of AVX2 outputs j and j + 8 are neighbours (the low and the high half of
-// a 32-bit word). An AMX panel holds for each 32 k a tile: 16 pairs of k, of each pair the 16 outputs. Every
-// output element is one chain of fused multiply-adds (AMX: tile products) in rising k: its bits depend
-// neither on the number of rows nor on the blocking.
+// a 32-bit word). A panel of AMX or AVX512_BF16 holds for each pair of k the 16 outputs' pairs (AMX: 16 pairs
+// of k are a tile). Every output element is one chain of fused multiply-adds (those two: of their products)
+// in rising k: its bits depend neither on the number of rows nor on the blocking.
 #pragma once
 
 #include <stdint.h>
@@ -69,7 +69,9 @@ struct TreeProductParams {
   int64_t packed_depth;
 };
 
-enum class PanelFormat { kF32, kBf16, kAmxBf16 };
+enum class PanelFormat { kF32, kBf16, kBf16Pairs };
+
+struct PairAttentionChunkParams;
 
 struct GemmKernels {
   PanelFormat format;
@@ -99,12 +101,15 @@ struct GemmKernels {
   // Around the products of one task on a thread; null where there is nothing to do.
   void (*begin_task)(int rows);
   void (*end_task)();
+  // Of a cache of bf16 pairs, between begin_task(vectors) and end_task; null where the format is another.
+  void (*attention_chunk)(const PairAttentionChunkParams& params);
 };
 
 extern const GemmKernels kAvx2GemmF32;
 extern const GemmKernels kAvx2GemmBf16;
 extern const GemmKernels kAvx512GemmF32;  // the bits of AVX2's
 extern const GemmKernels kAvx512GemmBf16;
+extern const GemmKernels kAvx512Bf16Gemm;
 extern const GemmKernels kAmxGemmBf16;
 
 // Shared by the rungs that pack like AVX2's.
@@ -112,6 +117,9 @@ void Avx2PackRows(const float* x, int64_t stride, int rows, int tile_rows, int64
                   int64_t begin);
 void Avx2PackWeightsF32(const float* rows, int64_t stride, int64_t depth, void* panel);
 void Avx2PackWeightsBf16(const float* rows, int64_t stride, int64_t depth, void* panel);
+void Avx512PackRowsBf16(const float* x, int64_t stride, int rows, int tile_rows, int64_t depth, void* tile,
+                        int64_t begin);
+void Avx512PackWeightsBf16Pairs(const float* rows, int64_t stride, int64_t depth, void* panel);
 
 // Blocks of rows are cut into tiles: the first row of tile t, and of the one behind the last. A tile whose
 // first row is b starts b * a_depth elements into the packed block.
@@ -149,7 +157,7 @@ inline constexpr int kScoreStride = 256 + kPanel;
 // vectors beside it only share loads. "Padded" vectors: rounded up to whole tiles of packed rows.
 struct AttentionVectors {
   int num_vectors;
-  const void* q;        // packed rows: by kAvx2GemmF32.pack in balanced tiles, or by kAmxGemmBf16.pack
+  const void* q;        // packed rows: by kAvx2GemmF32.pack in balanced tiles, or as bf16 pairs
   int64_t key_depth;    // k of packed q
   int value_panels;     // ceil(value channels / 16)
   const int* num_keys;  // [num_vectors] keys each vector sees in this chunk, 1..256
@@ -190,9 +198,9 @@ struct Avx2AttentionChunkParams {
 };
 void Avx2AttentionChunk(const Avx2AttentionChunkParams& params);
 
-// Keys come in AMX panels of 16 keys, values in tiles of 32 keys (pairs of keys, of each the 16 channels).
-// Tiles of values are zero for keys that no vector sees; those of codes need not be.
-struct AmxAttentionChunkParams {
+// Keys come in panels of bf16 pairs, of 16 keys, values in tiles of 32 keys (pairs of keys, of each the 16
+// channels). Tiles of values are zero for keys that no vector sees; those of codes need not be.
+struct PairAttentionChunkParams {
   AttentionVectors v;
   const void* const* keys;       // [ceil(keys / 16)]
   const void* const* values;     // [ceil(keys / 32)] tile of the first 16 channels
@@ -201,15 +209,19 @@ struct AmxAttentionChunkParams {
   int next_panels;               // so many, which are fetched
   KvScales scales;               // of codes; widened: bf16 [max(2 * 16 * key_depth, 2 * 16 * 256)]
 };
-// Between kAmxGemmBf16.begin_task(num_vectors) and end_task.
-void AmxAttentionChunk(const AmxAttentionChunkParams& params);
+
+// Vectors are packed by Avx512PackRowsBf16 in tiles of so many rows, padded to a multiple of kPairDepth.
+inline constexpr int kPairTileRows = 16, kPairDepth = 32;
+
+void Avx512Bf16AttentionChunk(const PairAttentionChunkParams& params);
+void AmxAttentionChunk(const PairAttentionChunkParams& params);
 
 // Writes a position's key, n channels, into a panel of 16 keys at `place`, its pair of the first two
 // channels.
-void AmxStoreKey(const float* key, int64_t n, uint16_t* place);
+void PairStoreKey(const float* key, int64_t n, uint16_t* place);
 // And its value: `place` is its pair of positions' words of the first 16 channels, `odd` which of the two it
 // is, panel_stride elements from 16 channels to the next.
-void AmxStoreValue(const float* value, int64_t n, bool odd, int64_t panel_stride, uint16_t* place);
+void PairStoreValue(const float* value, int64_t n, bool odd, int64_t panel_stride, uint16_t* place);
 
 // y = x / sum.
 void Avx2Divide(const float* x, float sum, int64_t n, float* y);

@@ -23,8 +23,7 @@ namespace {
 struct MachinePeaks {
   double dram_gb_s = 0;
   double cache_gb_s = 0;
-  double fma_gflop_s = 0;
-  double amx_gflop_s = 0;
+  double gflop_s = 0;  // of the products' unit
 };
 
 struct Options {
@@ -88,9 +87,9 @@ class Bench {
       : options_(options), peaks_(peaks), ops_(std::move(ops)) {}
 
   void Run() {
-    std::printf("\n%s, weights %s, KV %s; FMA at most %.0f GFLOP/s\n", ops_->info().instruction_set.c_str(),
+    std::printf("\n%s, weights %s, KV %s; at most %.0f GFLOP/s\n", ops_->info().instruction_set.c_str(),
                 std::string(DTypeName(ops_->info().weight_dtype)).c_str(), KvTypeName(ops_->info().kv_type),
-                peaks_.fma_gflop_s);
+                peaks_.gflop_s);
     if (options_.only_attention || IsQuantised(ops_->info().kv_type)) return Attentions();
     for (const int shards : {1, 8}) {
       for (const auto& [k, n] : {std::pair<int64_t, int64_t>{576, 1536}, {2048, 8192}})
@@ -160,9 +159,7 @@ class Bench {
         });
         const double bytes = static_cast<double>(copies[0]->bytes()), flop = 2.0 * rows * n * k;
         const double gb_s = dram ? peaks_.dram_gb_s : peaks_.cache_gb_s;
-        const bool amx = ops_->info().instruction_set == "amx-bf16";
-        const double limit =
-            std::max(bytes / gb_s, flop / (amx ? peaks_.amx_gflop_s : peaks_.fma_gflop_s)) / 1e9;
+        const double limit = std::max(bytes / gb_s, flop / peaks_.gflop_s) / 1e9;
         std::printf(
             "  %s%s K=%-5lld N=%-5lld M=%-4lld %-5s %9.1f us %7.1f GB/s %8.1f GFLOP/s %4.0f %% of "
             "limit\n",
@@ -223,11 +220,11 @@ class Bench {
     const double bytes =
         static_cast<double>(sequences) * static_cast<double>(ops_->KvBlockBytes(shape) * blocks);
     std::printf(
-        "  attention %lld x %lld rows at %lld: %9.1f us %7.1f GB/s of KV %8.1f GFLOP/s %4.0f %% of FMA peak; "
+        "  attention %lld x %lld rows at %lld: %9.1f us %7.1f GB/s of KV %8.1f GFLOP/s %4.0f %% of peak; "
         "store %.2f us a row\n",
         static_cast<long long>(sequences), static_cast<long long>(rows), static_cast<long long>(length),
         seconds * 1e6, bytes / seconds / 1e9, flop / seconds / 1e9,
-        flop / seconds / 1e9 / peaks_.fma_gflop_s * 100, store_seconds / static_cast<double>(length) * 1e6);
+        flop / seconds / 1e9 / peaks_.gflop_s * 100, store_seconds / static_cast<double>(length) * 1e6);
   }
 
   void Small() {
@@ -345,26 +342,21 @@ int Main(int argc, char** argv) {
       return 1;
     }
   }
-  std::vector<std::string> rungs = AvailableRungs();
-  const auto has = [&](const char* rung) {
-    return std::find(rungs.begin(), rungs.end(), rung) != rungs.end();
-  };
+  const std::vector<std::string> rungs = AvailableRungs();
   const double dram_mb = options.quick ? 64 : 1500, cache_mb = 16;
   MachinePeaks peaks;
   peaks.dram_gb_s = ReadBandwidth(static_cast<int64_t>(dram_mb * 1e6), options.threads) / 1e9;
   peaks.cache_gb_s = ReadBandwidth(static_cast<int64_t>(cache_mb * 1e6), options.threads) / 1e9;
-  if (has("amx")) peaks.amx_gflop_s = PeakFlops("amx", Compute::kFast, options.threads) / 1e9;
-  std::printf(
-      "%s, %d threads%s\nlimits: read %.1f GB/s from %.0f MB, %.1f GB/s from %.0f MB; AMX bf16 %.0f "
-      "GFLOP/s\n",
-      OrDie(CreateOps({"reference", Compute::kFast, 1}))->info().device.c_str(), options.threads,
-      options.quick ? " (quick: figures mean little)" : "", peaks.dram_gb_s, dram_mb, peaks.cache_gb_s,
-      cache_mb, peaks.amx_gflop_s);
+  std::printf("%s, %d threads%s\nlimits: read %.1f GB/s from %.0f MB, %.1f GB/s from %.0f MB\n",
+              OrDie(CreateOps({"reference", Compute::kFast, 1}))->info().device.c_str(), options.threads,
+              options.quick ? " (quick: figures mean little)" : "", peaks.dram_gb_s, dram_mb,
+              peaks.cache_gb_s, cache_mb);
   for (const std::string& rung : rungs) {
     if (rung == "reference" || (!options.rung.empty() && rung != options.rung)) continue;
-    peaks.fma_gflop_s = PeakFlops(rung, Compute::kFp32, options.threads) / 1e9;
     for (const Compute compute : {Compute::kFp32, Compute::kFast}) {
-      if (rung == "amx" && compute == Compute::kFp32) continue;  // the same kernels as avx512
+      if (compute == Compute::kFp32 && (rung == "amx" || rung == "avx512_bf16"))
+        continue;  // avx512's kernels
+      peaks.gflop_s = PeakFlops(rung, compute, options.threads) / 1e9;
       Bench(options, peaks, OrDie(CreateOps({rung, compute, options.threads}))).Run();
       if (compute == Compute::kFp32) continue;
       for (const KvType type : {KvType::kInt8, KvType::kFp8}) {

@@ -125,6 +125,27 @@ __attribute__((target("avx512f"))) double Avx512Fma() {
 #undef PHX_TOTAL
 #undef PHX_DECLARE
 }
+
+__attribute__((target("avx512f,avx512bf16"))) double Avx512Bf16() {
+  constexpr int64_t kLoops = 4000000;
+  const auto a = reinterpret_cast<__m512bh>(_mm512_set1_epi32(0x3f003f00));
+#define PHX_DECLARE(j) __m512 sum##j = _mm512_setzero_ps();
+#define PHX_DOT(j)                         \
+  sum##j = _mm512_dpbf16_ps(sum##j, a, a); \
+  asm volatile("" : "+v"(sum##j));
+#define PHX_TOTAL(j) total = _mm512_add_ps(total, sum##j);
+  PHX_12(PHX_DECLARE)
+  for (int64_t i = 0; i < kLoops; ++i) {
+    PHX_12(PHX_DOT)
+  }
+  __m512 total = _mm512_setzero_ps();
+  PHX_12(PHX_TOTAL)
+  sink = _mm512_cvtss_f32(total);
+  return static_cast<double>(kLoops) * 12 * 32 * 2;
+#undef PHX_DOT
+#undef PHX_TOTAL
+#undef PHX_DECLARE
+}
 #undef PHX_12
 #undef PHX_8
 
@@ -193,7 +214,9 @@ double PeakFlops(const std::string& rung, Compute compute, int num_threads) {
   double (*work)() = nullptr;
   if (rung == "amx" && compute == Compute::kFast && MissingForAmx().empty()) {
     work = AmxBf16;
-  } else if ((rung == "amx" || rung == "avx512") && MissingForAvx512().empty()) {
+  } else if (rung == "avx512_bf16" && compute == Compute::kFast && MissingForAvx512Bf16().empty()) {
+    work = Avx512Bf16;
+  } else if ((rung == "amx" || rung.starts_with("avx512")) && MissingForAvx512().empty()) {
     work = Avx512Fma;
   } else if (rung != "reference" && MissingForAvx2().empty()) {
     work = Avx2Fma;

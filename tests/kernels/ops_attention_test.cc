@@ -143,7 +143,7 @@ TEST_P(AttentionTest, AttentionWithoutHeads) {
 // Scores that would overflow an exponential without the running maximum.
 TEST_P(AttentionTest, AttentionWithHugeScores) {
   // Scores of some thousands: their last bits are worth 1e-4 in a weight.
-  const Tolerance tolerance = amx() ? AttentionTolerance() : Tolerance{2e-3, 2e-3, 1e-6};
+  const Tolerance tolerance = rounds() ? AttentionTolerance() : Tolerance{2e-3, 2e-3, 1e-6};
   ExpectAgree(tolerance, "huge", [this](Ops& ops) {
     Random random(5);
     const std::vector<int32_t> table = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19};
@@ -151,7 +151,7 @@ TEST_P(AttentionTest, AttentionWithHugeScores) {
     std::vector<float> q = random.Normal(320 * 16, 60);
     for (float& x : q) x = RoundToBf16(x);  // an error of one part in 500 would be worth many units of score
     std::vector<float> k = random.Normal(320 * 16, 60);
-    if (kv_type() == KvType::kInt8) {  // likewise: scales of 1, so that AMX rounds nothing
+    if (kv_type() == KvType::kInt8) {  // likewise: scales of 1, so that bf16 pairs round nothing
       for (float& x : k) x = std::clamp(std::nearbyint(x), -127.0f, 127.0f);
       for (size_t i = 0; i < k.size(); i += 16) k[i] = 127;
     }
@@ -231,9 +231,9 @@ TEST_P(AttentionTest, ValuesAreRoundedToTheCache) {
     kv.Store(0, 1, q, random.Normal(32), v, {0}, {16});
     std::vector<float> want = v;
     if (IsQuantised(type)) want = ThroughCodes(type, v);
-    // AMX rounds what codes hold, too.
-    const bool amx_tiles = amx() && !device() && GetParam().compute == Compute::kFast && IsQuantised(type);
-    if ((type == KvType::kBf16 && !device()) || amx_tiles) {
+    // Bf16 pairs round what codes hold, too.
+    const bool pairs = rounds() && !device() && GetParam().compute == Compute::kFast && IsQuantised(type);
+    if ((type == KvType::kBf16 && !device()) || pairs) {
       for (float& x : want) x = RoundToBf16(x);
     }
     for (float& x : want) x = Rounded(x);

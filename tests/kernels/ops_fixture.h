@@ -59,9 +59,9 @@ class OpsTest : public testing::TestWithParam<RungCase> {
     return options;
   }
 
-  // Activations are rounded to 16 bits: those of a device always, AMX's for its products.
+  // Activations are rounded to 16 bits: those of a device always, AMX's and AVX512_BF16's for their products.
   bool device() const { return ops_->activation_dtype() != DType::kF32; }
-  bool amx() const { return ops_->info().instruction_set == "amx-bf16" || device(); }
+  bool rounds() const { return ops_->info().instruction_set.ends_with("-bf16") || device(); }
   KvType kv_type() const { return ops_->info().kv_type; }
   // Of elementwise work that is otherwise as exact as `tolerance`.
   Tolerance Elementwise(const Tolerance& tolerance) const {
@@ -71,15 +71,15 @@ class OpsTest : public testing::TestWithParam<RungCase> {
   float Rounded(float v) const {
     return !device() ? v : GetParam().fp16 ? FloatFromF16(cuda::HalfFromFloat(v)) : RoundToBf16(v);
   }
-  // Of a sum of k products of N(0, 1): fp32 sums differ by order, AMX rounds the activations to bf16.
+  // Of a sum of k products of N(0, 1): fp32 sums differ by order, or the activations are rounded to bf16.
   Tolerance ProductTolerance(int64_t k) const {
     const double root = std::sqrt(static_cast<double>(std::max<int64_t>(k, 1)));
-    return amx() ? Tolerance{1.2e-2 * root, 1e-2, 1e-4} : Tolerance{4e-6 * root, 1e-5, 1e-9};
+    return rounds() ? Tolerance{1.2e-2 * root, 1e-2, 1e-4} : Tolerance{4e-6 * root, 1e-5, 1e-9};
   }
   // Of attention: probabilities and values of order one.
-  // AMX rounds the queries and the weights to bf16.
+  // Bf16 products round the queries and the weights.
   Tolerance AttentionTolerance() const {
-    return amx() ? Tolerance{2e-2, 2e-2, 5e-5} : Tolerance{2e-5, 2e-5, 1e-9};
+    return rounds() ? Tolerance{2e-2, 2e-2, 5e-5} : Tolerance{2e-5, 2e-5, 1e-9};
   }
 
   void ExpectAgree(const Tolerance& tolerance, const std::string& what,

@@ -25,8 +25,8 @@ TEST_P(OpsTest, InfoNamesWhatRuns) {
   EXPECT_EQ(info.weight_dtype, fast ? DType::kBF16 : DType::kF32);
   EXPECT_EQ(info.kv_type, fast ? KvType::kBf16 : KvType::kF32);
   EXPECT_EQ(ops_->activation_dtype(), DType::kF32);
-  if (GetParam().rung == "amx") {
-    EXPECT_EQ(info.instruction_set, fast ? "amx-bf16" : "avx2");
+  if (GetParam().rung == "amx" || GetParam().rung == "avx512_bf16") {
+    EXPECT_EQ(info.instruction_set, !fast ? "avx2" : GetParam().rung == "amx" ? "amx-bf16" : "avx512-bf16");
   }
   if (GetParam().rung == "avx2") {
     EXPECT_EQ(info.instruction_set, "avx2");

@@ -275,7 +275,7 @@ inline std::vector<int32_t> Positions(int64_t begin, int64_t end) {
 
 // Every rung there is, whether or not this host can run it.
 inline const std::vector<std::string>& AllRungs() {
-  static const std::vector<std::string> rungs = {"reference", "avx2", "avx512", "amx"};
+  static const std::vector<std::string> rungs = {"reference", "avx2", "avx512", "avx512_bf16", "amx"};
   return rungs;
 }
 
@@ -305,7 +305,8 @@ inline std::vector<RungCase> RungCases() {
 
 // Whether it has loops of its own that read the codes of a quantised cache.
 inline bool ReadsCodes(const RungCase& c) {
-  return c.compute == Compute::kFp32 ? c.rung == "reference" || c.rung == "avx2" : c.rung == "amx";
+  return c.compute == Compute::kFp32 ? c.rung == "reference" || c.rung == "avx2"
+                                     : c.rung == "amx" || c.rung == "avx512_bf16";
 }
 
 // The same, each with the KV cache of its arithmetic and with int8, AVX2 with every type, those that read

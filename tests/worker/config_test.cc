@@ -128,7 +128,7 @@ TEST(WorkerConfig, ErrorsNameTheFlagAndTheValue) {
   EXPECT_THAT(Error({good, "--cuda-dtype=fp16"}), HasSubstr("with --device cpu it must be bf16"));
   EXPECT_EQ(Error({good, "--cuda-dtype=fp16", "--device=auto"}), "");
   EXPECT_THAT(Error({good, "--cache-folder=cache"}), HasSubstr("--cache-folder is 'cache'"));
-  EXPECT_THAT(Error({good, "--rung=sse"}), HasSubstr("auto, reference, avx2, avx512, amx"));
+  EXPECT_THAT(Error({good, "--rung=sse"}), HasSubstr("auto, reference, avx2, avx512, avx512_bf16, amx"));
   EXPECT_THAT(Error({good, "--kv-cache-dtype=q8_0"}),
               HasSubstr("--kv-cache-dtype is 'q8_0'; it must be auto, bf16, fp32, int8 or fp8"));
   for (const char* name : {"fp8", "fp8_e4m3"}) {
