@@ -217,7 +217,8 @@ TEST_P(GoldenTest, GreedyAnswersAreTransformers) {
       ADD_FAILURE() << "answer " << i << ", token " << at << ": " << got[i][at]
                     << ", transformers: " << want[i][at];
     } else {
-      EXPECT_LT(gap, 0.25) << "answer " << i << ", token " << at;
+      // Codes of a cache move a log-probability by up to 0.7, rounding alone by 0.3.
+      EXPECT_LT(gap, IsQuantised(GetParam().kv_type) ? 0.5 : 0.25) << "answer " << i << ", token " << at;
     }
   }
   std::printf("%s: %d of %zu greedy answers of %zu tokens are transformers'\n", GetParam().name().c_str(),
