@@ -19,6 +19,7 @@ namespace phalanx {
 namespace {
 
 constexpr int kMaxTileRows = 12;  // times two panels: 24 sums, and their operands, are in registers
+constexpr int64_t kAhead = 4096;  // bytes
 constexpr int64_t kSlice = 256;  // words of two panels that stay in the first-level cache with a tile of rows
 
 template <typename Words>
@@ -26,12 +27,16 @@ using Row = typename Words::Row;
 template <typename Words>
 using Panel = typename Words::Panel;
 
-template <int MR, int NP, typename Words>
+// kFetch: what lies `ahead` bytes behind in the panels is fetched.
+template <int MR, int NP, bool kFetch, typename Words>
 [[gnu::always_inline]] inline void Step(const Row<Words>* a, const Panel<Words>* w, int64_t panel_stride,
-                                        __m512 (&sum)[MR][NP]) {
+                                        int64_t ahead, __m512 (&sum)[MR][NP]) {
   __m512 panel[NP];
 #pragma GCC unroll 4
-  for (int p = 0; p < NP; ++p) panel[p] = Words::LoadPanel(w + p * panel_stride);
+  for (int p = 0; p < NP; ++p) {
+    panel[p] = Words::LoadPanel(w + p * panel_stride);
+    if (kFetch) _mm_prefetch(reinterpret_cast<const char*>(w + p * panel_stride) + ahead, _MM_HINT_T0);
+  }
 #pragma GCC unroll 12
   for (int i = 0; i < MR; ++i) {
     const __m512 x = Words::LoadRow(a + i * Words::kRun);
@@ -40,9 +45,9 @@ template <int MR, int NP, typename Words>
   }
 }
 
-template <int MR, int NP, typename Words>
-void MicroProduct(const Row<Words>* a, const Panel<Words>* w, int64_t panel_stride, int64_t depth, float* c,
-                  int64_t c_stride, bool accumulate) {
+template <int MR, int NP, bool kFetch, typename Words>
+void MicroProduct(const Row<Words>* a, const Panel<Words>* w, int64_t panel_stride, int64_t ahead,
+                  int64_t depth, float* c, int64_t c_stride, bool accumulate) {
   __m512 sum[MR][NP];
 #pragma GCC unroll 12
   for (int i = 0; i < MR; ++i) {
@@ -53,9 +58,11 @@ void MicroProduct(const Row<Words>* a, const Panel<Words>* w, int64_t panel_stri
   constexpr int kRun = Words::kRun;
   for (; depth >= kRun; depth -= kRun, a += MR * kRun, w += kRun * kPanel) {
 #pragma GCC unroll 16
-    for (int k = 0; k < kRun; ++k) Step<MR, NP, Words>(a + k, w + k * kPanel, panel_stride, sum);
+    for (int k = 0; k < kRun; ++k)
+      Step<MR, NP, kFetch, Words>(a + k, w + k * kPanel, panel_stride, ahead, sum);
   }
-  for (int k = 0; k < depth; ++k) Step<MR, NP, Words>(a + k, w + k * kPanel, panel_stride, sum);
+  for (int k = 0; k < depth; ++k)
+    Step<MR, NP, kFetch, Words>(a + k, w + k * kPanel, panel_stride, ahead, sum);
 #pragma GCC unroll 12
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 4
@@ -67,6 +74,7 @@ template <typename Words>
 struct Tile {
   const Row<Words>* a;
   int64_t panel_stride;
+  int64_t ahead;
   int num_panels;
   int64_t depth;
   float* c;
@@ -75,24 +83,24 @@ struct Tile {
 };
 
 // As many panels at once as give enough independent chains for the multiply-adds' latency.
-template <int MR, typename Words>
+template <int MR, bool kFetch, typename Words>
 void TileProduct(const Tile<Words>& t, const Panel<Words>* w) {
   constexpr int kNp = MR <= 2 ? 4 : 2;
   int p = 0;
   for (; p + kNp <= t.num_panels; p += kNp) {
-    MicroProduct<MR, kNp, Words>(t.a, w + p * t.panel_stride, t.panel_stride, t.depth, t.c + p * kPanel,
-                                 t.c_stride, t.accumulate);
+    MicroProduct<MR, kNp, kFetch, Words>(t.a, w + p * t.panel_stride, t.panel_stride, t.ahead, t.depth,
+                                         t.c + p * kPanel, t.c_stride, t.accumulate);
   }
   for (; p < t.num_panels; ++p) {
-    MicroProduct<MR, 1, Words>(t.a, w + p * t.panel_stride, t.panel_stride, t.depth, t.c + p * kPanel,
-                               t.c_stride, t.accumulate);
+    MicroProduct<MR, 1, kFetch, Words>(t.a, w + p * t.panel_stride, t.panel_stride, t.ahead, t.depth,
+                                       t.c + p * kPanel, t.c_stride, t.accumulate);
   }
 }
 
-template <typename Words, int MR = kMaxTileRows>
+template <typename Words, bool kFetch, int MR = kMaxTileRows>
 void AnyTileProduct(int rows, const Tile<Words>& t, const Panel<Words>* w) {
-  if (rows == MR) return TileProduct<MR, Words>(t, w);
-  if constexpr (MR > 1) AnyTileProduct<Words, MR - 1>(rows, t, w);
+  if (rows == MR) return TileProduct<MR, kFetch, Words>(t, w);
+  if constexpr (MR > 1) AnyTileProduct<Words, kFetch, MR - 1>(rows, t, w);
 }
 
 template <typename Words>
@@ -103,27 +111,29 @@ void Product(const PanelProductParams& p) {
   const int64_t depth = p.depth / Words::kDepth, row_depth = p.a_depth / Words::kDepth;
   const int tiles = NumTiles(p.rows, kMaxTileRows);
   if (tiles == 1) {
-    return AnyTileProduct<Words>(
-        p.rows, {a + begin * p.rows, stride, p.num_panels, depth, p.c, p.c_stride, p.accumulate}, w);
+    return AnyTileProduct<Words, true>(
+        p.rows, {a + begin * p.rows, stride, kAhead, p.num_panels, depth, p.c, p.c_stride, p.accumulate}, w);
   }
+  // The first tile fetches the next two panels.
+  const int64_t next = 2 * stride * static_cast<int64_t>(sizeof(*w));
   for (int64_t k = 0; k == 0 || k < depth; k += kSlice) {
     const int64_t words = depth - k < kSlice ? depth - k : kSlice;
     for (int panel = 0; panel < p.num_panels; panel += 2) {
       const int panels = p.num_panels - panel < 2 ? 1 : 2;
       const Panel<Words>* const slice = w + panel * stride + k * kPanel;
-      // Each tile fetches its share of the next panels' slices.
-      const int64_t lines = words * kPanel * static_cast<int64_t>(sizeof(*w)) / 64;
       for (int t = 0; t < tiles; ++t) {
-        for (int64_t i = lines * t / tiles; i < lines * (t + 1) / tiles; ++i) {
-          _mm_prefetch(reinterpret_cast<const char*>(slice + 2 * stride) + i * 64, _MM_HINT_T1);
-          _mm_prefetch(reinterpret_cast<const char*>(slice + 3 * stride) + i * 64, _MM_HINT_T1);
-        }
         const int row = TileBegin(p.rows, tiles, kMaxTileRows, true, t);
         const int rows = TileBegin(p.rows, tiles, kMaxTileRows, true, t + 1) - row;
-        AnyTileProduct<Words>(rows,
-                              {a + row * row_depth + (begin + k) * rows, stride, panels, words,
-                               p.c + row * p.c_stride + panel * kPanel, p.c_stride, p.accumulate || k > 0},
-                              slice);
+        const Tile<Words> tile = {a + row * row_depth + (begin + k) * rows,
+                                  stride,
+                                  next,
+                                  panels,
+                                  words,
+                                  p.c + row * p.c_stride + panel * kPanel,
+                                  p.c_stride,
+                                  p.accumulate || k > 0};
+        t == 0 ? AnyTileProduct<Words, true>(rows, tile, slice)
+               : AnyTileProduct<Words, false>(rows, tile, slice);
       }
     }
   }
