@@ -131,7 +131,7 @@ def test_top_k_and_top_p_keep_only_the_best(client):
 
 
 def test_temperature_flattens(client):
-    kinds = [len(set(sample(client, sampling={"temperature": t, "seed": 5, "max_tokens": 200}).ids))
+    kinds = [len({sample(client, sampling={"temperature": t, "seed": seed, "max_tokens": 1}).ids[0] for seed in range(64)})
              for t in (0.1, 1.0, 10.0)]
     assert kinds[0] < kinds[1] < kinds[2], kinds
 

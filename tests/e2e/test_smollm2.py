@@ -86,12 +86,11 @@ def test_fast_does_not_depend_on_ranks(cluster, smollm2, golden):
 
 
 def test_no_half_characters(cluster, smollm2):
-    """Emoji are several tokens here; text waits for the whole character."""
-    cluster.load(smollm2, "--name", "smollm2", "--tp", "2")
-    prompt = "Repeat after me: \U0001f600 \U0001f680 \u2603 \u6f22\u5b57 \u00e9\u00e8\u00ea \U0001f468\u200d\U0001f469\u200d\U0001f467"
-    answer = cluster.client.generate(text=(prompt + "\n") * 3, sampling={"temperature": 0, "max_tokens": 64})
+    """A rocket is several tokens; text waits for the whole character. In fp32 the answer is the same on every host."""
+    cluster.load(smollm2, "--name", "smollm2", "--tp", "2", "--compute", "fp32")
+    answer = cluster.client.generate(text="\U0001f680" * 24, sampling={"temperature": 0, "max_tokens": 64})
     assert answer.code.name == "OK", answer.details
-    assert any(ord(c) > 0x2000 for c in answer.text), f"no emoji came: {answer.text!r}"
+    assert answer.text.count("\U0001f680") > 10 and len(answer.text) < len(answer.ids) == 64, answer.text
     # The answer ends where a token does, perhaps inside a character: only then may the last one be broken.
     assert "\ufffd" not in answer.text.rstrip("\ufffd")
-    assert any(chunk.token_ids and not chunk.text for chunk in answer.chunks), "no character took two tokens"
+    assert not any("\ufffd" in chunk.text for chunk in answer.chunks[:-1])
