@@ -343,11 +343,6 @@ absl::Status CudaOps::RopeStoreKv(const RopeStoreKvParams& p) {
   args.slots = p.slots;
   args.rope_offset = p.rope_offset;
   args.cache = cache->Layer(p.layer);
-  if (args.cache.key_scales != nullptr) {
-    PHX_RETURN_IF_ERROR(
-        runtime_->ToStatus(LaunchStoreQuantised(args, half_, runtime_->stream()), "RopeStoreKv"));
-    args.cache.num_blocks = 0;  // what is left is q
-  }
   return runtime_->ToStatus(LaunchRopeStore(args, half_, runtime_->stream()), "RopeStoreKv");
 }
 

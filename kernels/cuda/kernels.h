@@ -205,8 +205,6 @@ struct RopeStoreArgs {
 };
 // A row of a mode or position outside of the tables becomes NaN; a slot beyond the cache is not stored.
 int LaunchRopeStore(const RopeStoreArgs& args, bool half, void* stream);
-// Keys and values of a quantised cache; q stays as it is.
-int LaunchStoreQuantised(const RopeStoreArgs& args, bool half, void* stream);
 
 // One block's work: packed query rows [first_row, first_row + rows) of one KV head of one sequence against
 // chunks [first_chunk, end_chunk). Packed row i of KV head g is token i / heads, head i % heads of those of

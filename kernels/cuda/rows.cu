@@ -112,105 +112,6 @@ PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) CopyRows(CopyRowsArgs p) {
   }
 }
 
-// Rotates channels [0, 2 half) of a head at `x` as table says, from `unit` 8 pairs on, into `y`.
-template <bool kHalf>
-PHX_DEVICE void RotateUnit(const RopeTableArgs& table, bool inside, int64_t position, int unit,
-                           const uint16_t* x, uint16_t* y) {
-  const int first = unit * 8;
-  const int64_t pairs = table.half - first;
-  float a[8], b[8], cos[8], sin[8];
-  if (table.interleaved) {
-    float low[8], high[8];
-    Load8<kHalf>(x + 2 * first, 2 * pairs, low);
-    Load8<kHalf>(x + 2 * first + 8, 2 * pairs - 8, high);
-    PHX_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      a[i] = low[2 * i], b[i] = low[2 * i + 1];
-      a[4 + i] = high[2 * i], b[4 + i] = high[2 * i + 1];
-    }
-  } else {
-    Load8<kHalf>(x + first, pairs, a);
-    Load8<kHalf>(x + table.half + first, pairs, b);
-  }
-  const int64_t at = inside ? position * table.half + first : 0;
-  LoadFloats8(table.cos + at, inside ? pairs : 0, cos);
-  LoadFloats8(table.sin + at, inside ? pairs : 0, sin);
-  PHX_UNROLL
-  for (int i = 0; i < 8; ++i) {
-    const float rotated = Sub(Mul(a[i], cos[i]), Mul(b[i], sin[i]));
-    b[i] = inside ? Add(Mul(b[i], cos[i]), Mul(a[i], sin[i])) : QuietNan();
-    a[i] = inside ? rotated : QuietNan();
-  }
-  if (table.interleaved) {
-    float low[8], high[8];
-    PHX_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      low[2 * i] = a[i], low[2 * i + 1] = b[i];
-      high[2 * i] = a[4 + i], high[2 * i + 1] = b[4 + i];
-    }
-    Store8<kHalf>(y + 2 * first, 2 * pairs, low);
-    Store8<kHalf>(y + 2 * first + 8, 2 * pairs - 8, high);
-  } else {
-    Store8<kHalf>(y + first, pairs, a);
-    Store8<kHalf>(y + table.half + first, pairs, b);
-  }
-}
-
-// A block a row: heads of q, then of k, then of v. Units of a head: those that rotate, then those that are
-// copied, which q leaves where they are.
-template <bool kHalf>
-PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) RopeStore(RopeStoreArgs p) {
-  WaitForPrevious();
-  const int64_t row = BlockX();
-  const CacheArgs& cache = p.cache;
-  const int mode = p.rope_mode[row];
-  const bool known = mode >= 0 && mode < p.num_tables;
-  // A run-time index into the parameters would move them to local memory.
-  RopeTableArgs table = p.tables[0];
-  PHX_UNROLL
-  for (int i = 1; i < kMaxRopeTables; ++i) {
-    if (mode == i) table = p.tables[i];
-  }
-  const int64_t position = p.positions[row];
-  const bool inside = known && position >= 0 && position < table.num_positions;
-  int64_t slot = p.slots[row];
-  if (PHX_FAULT(kRopeStoresPadding) && slot < 0) slot = 0;
-  const bool stored = slot >= 0 && slot < cache.num_blocks * cache.block_size;
-  const int64_t block = stored ? slot / cache.block_size : 0, offset = stored ? slot % cache.block_size : 0;
-  const int rotated = (table.half + 7) / 8;
-  for (int i = ThreadIndex(); i < p.num_heads * rotated; i += kThreads) {
-    uint16_t* x = p.q + row * p.q_stride + int64_t{i / rotated} * cache.key_dim + p.rope_offset;
-    RotateUnit<kHalf>(table, inside, position, i % rotated, x, x);
-  }
-  if (!stored) return;
-  const int before = p.rope_offset, after = cache.key_dim - p.rope_offset - 2 * table.half;
-  const int units = rotated + (before + 7) / 8 + (after + 7) / 8;
-  for (int i = ThreadIndex(); i < cache.num_heads * units; i += kThreads) {
-    const int head = i / units, unit = i % units;
-    const uint16_t* k = p.k + row * p.k_stride + int64_t{head} * cache.key_dim;
-    uint16_t* to =
-        cache.keys + ((block * cache.num_heads + head) * cache.block_size + offset) * cache.key_pitch;
-    if (unit < rotated) {
-      RotateUnit<kHalf>(table, inside, position, unit, k + before, to + before);
-      continue;
-    }
-    int c = (unit - rotated) * 8, end = before;
-    if (unit - rotated >= (before + 7) / 8) {
-      c = before + 2 * table.half + (unit - rotated - (before + 7) / 8) * 8;
-      end = cache.key_dim;
-    }
-    StoreBits8(to + c, end - c, LoadBits8(k + c, end - c));
-  }
-  const int value_units = (cache.value_dim + 7) / 8;
-  for (int i = ThreadIndex(); i < cache.num_heads * value_units; i += kThreads) {
-    const int head = i / value_units, c = i % value_units * 8;
-    const uint16_t* v = p.v + row * p.v_stride + int64_t{head} * cache.value_dim + c;
-    uint16_t* to =
-        cache.values + ((block * cache.num_heads + head) * cache.block_size + offset) * cache.value_pitch + c;
-    StoreBits8(to, cache.value_dim - c, LoadBits8(v, cache.value_dim - c));
-  }
-}
-
 GridDim Grid(int64_t x, int64_t y) { return {static_cast<unsigned>(x), static_cast<unsigned>(y), 1}; }
 
 }  // namespace
@@ -243,12 +144,6 @@ int LaunchSwiGlu(const SwiGluArgs& p, bool half, void* stream) {
 int LaunchCopyRows(const CopyRowsArgs& p, void* stream) {
   if (p.rows == 0 || p.cols == 0 || p.heads == 0) return 0;
   return LaunchKernel("CopyRows", CopyRows, Grid(p.heads, p.rows), kThreads, 0, stream, p);
-}
-
-int LaunchRopeStore(const RopeStoreArgs& p, bool half, void* stream) {
-  if (p.rows == 0) return 0;
-  return LaunchKernel("RopeStore", half ? RopeStore<true> : RopeStore<false>, Grid(p.rows, 1), kThreads, 0,
-                      stream, p);
 }
 
 }  // namespace phalanx::cuda

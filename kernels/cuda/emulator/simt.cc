@@ -8,6 +8,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <map>
+#include <mutex>
 #include <numeric>
 #include <random>
 #include <utility>
@@ -69,6 +71,8 @@ std::atomic<Fault> g_fault{Fault::kNone};
 void (*g_before_launch)() = nullptr;
 void (*g_after_launch)() = nullptr;
 std::atomic<uint32_t> g_seed{1};
+std::mutex g_launches_mutex;
+std::map<std::string, int64_t> g_launches;  // by kernel
 
 enum class State { kReady, kWaitsWarp, kWaitsBlock, kDone };
 
@@ -276,6 +280,11 @@ void SetAroundLaunches(void (*before)(), void (*after)()) {
   g_after_launch = after;
 }
 
+int64_t LaunchesOf(const std::string& kernel) {
+  const std::lock_guard<std::mutex> lock(g_launches_mutex);
+  return g_launches[kernel];
+}
+
 void Stream::Enqueue(Work work) {
   if (recording_) {
     recorded_.push_back(std::move(work));
@@ -320,6 +329,10 @@ void Launch(const char* name, Dim3 grid, Dim3 block, size_t shared_bytes, const 
   std::vector<size_t> order(blocks);
   std::iota(order.begin(), order.end(), size_t{0});
   std::shuffle(order.begin(), order.end(), m.random);
+  {
+    const std::lock_guard<std::mutex> lock(g_launches_mutex);
+    ++g_launches[name];
+  }
   if (g_before_launch != nullptr) g_before_launch();
   for (const size_t b : order) {
     m.block_index = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),

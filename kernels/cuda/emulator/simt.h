@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <string>
 #include <vector>
 
 namespace phalanx::simt {
@@ -78,6 +79,9 @@ class Stream {
 
 // Runs `body` once per thread of the grid. `shared_bytes` of dynamic shared memory.
 void Launch(const char* name, Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>& body);
+
+// How many launches there have been of a kernel, on all threads.
+int64_t LaunchesOf(const std::string& kernel);
 
 // Called before and after every launch, on its thread. Before threads start.
 void SetAroundLaunches(void (*before)(), void (*after)());

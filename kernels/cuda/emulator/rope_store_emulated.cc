@@ -1,0 +1,2 @@
+// rope_store.cu on the emulator.
+#include "kernels/cuda/rope_store.cu"
