@@ -7,8 +7,10 @@
 //   scale = 0 and codes 0 where largest < 2^-100; scale = NaN and codes 0 where a NaN or an infinity is in
 //   it.
 // What attention reads is the code's number * scale: exact in fp32, and a NaN in the whole group of one.
-// Backends whose tiles take bf16 round that to bf16, as they do with queries; all others compute with it as
-// it is.
+// Backends whose tiles take bf16 round that to bf16, as they do with queries; those whose tiles take fp16
+// round it to fp16, and what is beyond its range to its largest number, 65504: as a scale is rounded, 127 of
+// them may be more than the largest |x| was, and a key that was rotated may be larger than fp16 holds. All
+// others compute with it as it is.
 //
 // Groups, and not a scale for a whole head, because single channels of keys are often many times larger than
 // the others; they are of a head, so the number of ranks does not change them. Two bytes are enough for a

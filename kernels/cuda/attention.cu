@@ -82,7 +82,7 @@ PHX_DEVICE Quad Int8Unit(const KvCodes& words, uint16_t scale) {
       const uint32_t code = (words.v[i / 2] >> (i % 2 * 16 + e * 8) & 0xffu) ^ 0x80u;
       v[e] = Mul(Sub(FloatFromBits(0x4b000000u | code), 8388608.0f + 128.0f), factor);
     }
-    q.v[i] = Pack2<kHalf>(v[0], v[1]);
+    q.v[i] = kHalf ? Pack2Finite(v[0], v[1]) : Pack2<false>(v[0], v[1]);
   }
   return q;
 }
@@ -99,7 +99,7 @@ PHX_DEVICE Quad E4m3Unit(const KvCodes& words, uint16_t scale) {
         const float number = Mul(FloatFromBits(E4m3TinyBits(codes >> (8 * e))), FloatFromBits(kE4m3FromTiny));
         v[e] = Mul(number, ToFloat<false>(scale));
       }
-      q.v[i] = Pack2<true>(v[0], v[1]);
+      q.v[i] = Pack2Finite(v[0], v[1]);
     } else {
       // In bf16's places a code is its number times 2^-120; only the scale's product is rounded.
       constexpr uint32_t kFromTiny = 0x7b807b80u, kNothing = 0x80008000u;

@@ -19,7 +19,7 @@
 namespace phalanx::cuda {
 namespace {
 
-constexpr int kKernelVersion = 3;
+constexpr int kKernelVersion = 4;
 // Partial sums of a product over many shards and rows are made for as many rows at once as fit.
 constexpr int64_t kMaxPartialBytes = int64_t{256} << 20;
 

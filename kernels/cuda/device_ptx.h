@@ -98,6 +98,13 @@ PHX_DEVICE uint32_t Pack2(float low, float high) {
   return r;
 }
 
+// Two fp16 values likewise, what is beyond the largest being that; a NaN stays one.
+PHX_DEVICE uint32_t Pack2Finite(float low, float high) {
+  uint32_t r;
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+
 // a * b + c of both halves, rounded once each.
 template <bool kHalf>
 PHX_DEVICE uint32_t Fma2(uint32_t a, uint32_t b, uint32_t c) {

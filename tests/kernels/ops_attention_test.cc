@@ -251,6 +251,33 @@ TEST_P(AttentionTest, ValuesAreRoundedToTheCache) {
   }
 }
 
+// Near the largest number of fp16: 127 times the scale of 65280 (which is a bf16, too) is 65532, and rotated
+// keys are larger still. What is read of a quantised cache stays finite.
+TEST_P(AttentionTest, QuantisedNumbersNearTheLargestOfFp16) {
+  const auto check = [this](Ops& ops) {
+    const KvType type = ops.info().kv_type;
+    PagedKv kv(ops, {1, 1, 32, 32, 16}, 3, {10000.0, 32, false, {}, 1.0f}, 8);
+    std::vector<float> v(32, 65280.0f), k(32, 65280.0f);
+    for (int i = 16; i < 32; ++i) v[i] = -1024.0f * static_cast<float>(i), k[i] = -65280.0f;
+    const std::vector<float> q(32, 1.0f);
+    kv.Store(0, 1, q, k, v, {1}, {17});
+    kv.Store(0, 1, q, std::vector<float>(32, 0.0f), std::vector<float>(32, 0.0f), {0}, {16});
+    std::vector<float> want = ThroughCodes(type, v);
+    const bool bf16_tiles = rounds() && (device() || GetParam().compute == Compute::kFast);
+    for (float& x : want) x = GetParam().fp16 ? std::min(x, 65504.0f) : bf16_tiles ? RoundToBf16(x) : x;
+    for (float& x : want) x = Rounded(x);
+    // The row of position 1 sees a key whose score is the largest by far: its value is what comes out.
+    EXPECT_EQ(kv.Attend(0, {0}, q, 1, 1, {1}), want) << KvTypeName(type);
+  };
+  if (IsQuantised(kv_type())) check(*ops_);
+  if (!GetParam().fp16) return;
+  for (const KvType type : {KvType::kInt8, KvType::kFp8}) {  // which have no cases of fp16
+    OpsOptions options = Options();
+    options.kv_type = type;
+    check(*OrDie(CreateOps(options)));
+  }
+}
+
 // Groups of codes stand for themselves: tiny numbers, huge ones beside small ones, a NaN and an infinity.
 TEST_P(AttentionTest, OddNumbersInTheCache) {
   Random random(8);

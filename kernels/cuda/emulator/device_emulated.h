@@ -1,6 +1,7 @@
 // device.h on the emulator.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <chrono>
 #include <cmath>
@@ -112,6 +113,11 @@ uint16_t FromFloat(float v) {
 template <bool kHalf>
 uint32_t Pack2(float low, float high) {
   return static_cast<uint32_t>(FromFloat<kHalf>(low)) | static_cast<uint32_t>(FromFloat<kHalf>(high)) << 16;
+}
+
+inline uint32_t Pack2Finite(float low, float high) {
+  const auto finite = [](float v) { return std::isnan(v) ? v : std::clamp(v, -65504.0f, 65504.0f); };
+  return Pack2<true>(finite(low), finite(high));
 }
 
 // Exact sums that fp32 holds are rounded once; others twice, which no kernel has.
