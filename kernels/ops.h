@@ -212,6 +212,9 @@ struct RmsNormParams {
   float eps = 1e-5f;
   const int32_t* rows = nullptr;  // [y.rows] rows of residual to normalise; null: all
   Matrix y;                       // [T or number of rows, hidden]; may be residual itself where rows is null
+  // Of a product that reads y before anything else writes it: a backend that quantises what such a product
+  // reads does so as it makes y. May be null.
+  const PackedWeight* read_by = nullptr;
 };
 
 // y = silu(gate) * up. source: https://arxiv.org/abs/2002.05202

@@ -229,6 +229,9 @@ absl::Status Validate(const RmsNormParams& p) {
   }
   if (!(p.eps >= 0)) return Invalid("RmsNorm: eps is ", p.eps, ", must be at least 0");
   if (p.add2 != nullptr && p.add == nullptr) return Invalid("RmsNorm: add is null, must be set with add2");
+  if (p.read_by != nullptr) {
+    PHX_RETURN_IF_ERROR(CheckEqual("RmsNorm: read_by's K", p.read_by->k(), "y.cols", p.y.cols));
+  }
   return CheckPointer("RmsNorm: weight", p.weight, p.y.rows == 0 ? 0 : p.y.cols);
 }
 

@@ -9,6 +9,7 @@
 // slot is not written again before all ranks came to a later exchange.
 #include "kernels/cuda/all_reduce.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/rows.cuh"
 
 namespace phalanx::cuda {
@@ -155,20 +156,18 @@ PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) TreeSum(const PHX_PARAMETER TreeSumArgs 
   Depart(p.arrival);
 }
 
-// A block a row, as RmsNorm (rows.cu): the same threads have the same columns, so the sum of squares has its
-// order.
+// A block a row, as RmsNorm (rows.cu).
 template <bool kHalf>
-PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) TreeSumNorm(const PHX_PARAMETER TreeSumNormArgs p) {
+PHX_GLOBAL void PHX_BOUNDS(kNormThreads, 1) TreeSumNorm(const PHX_PARAMETER TreeSumNormArgs p) {
   WaitForPrevious();
-  auto* const sums = reinterpret_cast<float*>(SharedMemory());
-  int* const failed = reinterpret_cast<int*>(SharedMemory()) + kThreads / kWarpSize;
+  int* const failed = reinterpret_cast<int*>(SharedMemory() + kNormSharedBytes);
   const RmsNormArgs& n = p.norm;
   const int64_t row = BlockX();
   if (Arrive(p.arrival, failed)) {
     uint16_t* const residual = n.residual + row * n.residual_stride;
     float v[8];
     float sum = 0;
-    for (int64_t c = ThreadIndex() * 8; c < n.cols; c += kThreads * 8) {
+    for (int64_t c = ThreadIndex() * 8; c < n.cols; c += kNormThreads * 8) {
       const int64_t count = n.cols - c;
       Load8<kHalf>(residual + c, count, v);
       PHX_UNROLL
@@ -188,22 +187,7 @@ PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) TreeSumNorm(const PHX_PARAMETER TreeSumN
       PHX_UNROLL
       for (int i = 0; i < 8; ++i) sum = Fma(v[i], v[i], sum);
     }
-    sum = WarpSum(sum);
-    if (ThreadIndex() % kWarpSize == 0) sums[ThreadIndex() / kWarpSize] = sum;
-    SyncThreads();
-    sum = sums[0];
-    PHX_UNROLL
-    for (int w = 1; w < kThreads / kWarpSize; ++w) sum = Add(sum, sums[w]);
-    const float factor = Div(1.0f, Sqrt(Add(Div(sum, static_cast<float>(n.cols)), n.eps)));
-    for (int64_t c = ThreadIndex() * 8; c < n.cols; c += kThreads * 8) {
-      const int64_t count = n.cols - c;
-      float w[8];
-      Load8<kHalf>(residual + c, count, v);  // what this thread wrote
-      LoadFloats8(n.weight + c, count, w);
-      PHX_UNROLL
-      for (int i = 0; i < 8; ++i) v[i] = Mul(Mul(v[i], factor), w[i]);
-      Store8<kHalf>(n.y + row * n.y_stride + c, count, v);
-    }
+    FinishNorm<kHalf>(n, row, true, row, sum);
   }
   Depart(p.arrival);
 }
@@ -286,7 +270,7 @@ int LaunchTreeSum(const TreeSumArgs& p, void* stream) {
 
 int LaunchTreeSumNorm(const TreeSumNormArgs& p, bool half, void* stream) {
   return LaunchKernel("TreeSumNorm", half ? TreeSumNorm<true> : TreeSumNorm<false>,
-                      Grid(static_cast<int>(p.norm.rows)), kThreads, 128, stream, p);
+                      Grid(static_cast<int>(p.norm.rows)), kNormThreads, kNormSharedBytes + 16, stream, p);
 }
 
 int LaunchNarrowSums(const NarrowSumsArgs& p, bool half, void* stream) {

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "kernels/cuda/gemm_fast_products.h"
 #include "kernels/cuda/peers.h"
 #include "kernels/ops.h"
 
@@ -77,9 +78,13 @@ std::string HostOf() {
 // sums, two of gathers.
 class PeerExchange : public Exchange {
  public:
-  PeerExchange(std::shared_ptr<Runtime> runtime, bool half, const ExchangeOptions& options,
-               ExchangeLayout layout)
-      : runtime_(std::move(runtime)), half_(half), options_(options), layout_(std::move(layout)) {}
+  PeerExchange(std::shared_ptr<Runtime> runtime, bool half, FastProducts* fast,
+               const ExchangeOptions& options, ExchangeLayout layout)
+      : runtime_(std::move(runtime)),
+        half_(half),
+        fast_(fast),
+        options_(options),
+        layout_(std::move(layout)) {}
 
   ~PeerExchange() override {
     Stop();
@@ -192,7 +197,7 @@ class PeerExchange : public Exchange {
     TreeSumNormArgs args;
     args.tree = Rows(slot, count);
     PHX_RETURN_IF_ERROR(Come(call, &args.arrival));
-    return LaunchNorm(runtime_.get(), half_, norm, &args);
+    return LaunchNorm(runtime_.get(), half_, fast_, norm, &args);
   }
 
   absl::Status AllGather(uint64_t call, const void* in, int64_t bytes, void* out) override {
@@ -312,6 +317,7 @@ class PeerExchange : public Exchange {
 
   const std::shared_ptr<Runtime> runtime_;
   const bool half_;
+  FastProducts* const fast_;
   const ExchangeOptions options_;
   const ExchangeLayout layout_;
   std::string description_;
@@ -378,25 +384,17 @@ bool ExchangeLayout::OneShot(int64_t count) const {
   return (total() - fewest) * count * 4 <= one_shot_bytes;
 }
 
-absl::Status LaunchNorm(Runtime* runtime, bool half, const RmsNormParams& norm, TreeSumNormArgs* args) {
-  RmsNormArgs& n = args->norm;
-  n.residual = static_cast<uint16_t*>(norm.residual.data);
-  n.rows = norm.residual.rows;
-  n.cols = norm.residual.cols;
-  n.residual_stride = norm.residual.stride;
-  n.weight = norm.weight;
-  n.eps = norm.eps;
-  n.y = static_cast<uint16_t*>(norm.y.data);
-  n.y_rows = norm.y.rows;
-  n.y_stride = norm.y.stride;
+absl::Status LaunchNorm(Runtime* runtime, bool half, FastProducts* fast, const RmsNormParams& norm,
+                        TreeSumNormArgs* args) {
+  PHX_ASSIGN_OR_RETURN(args->norm, NormArgs(norm, fast));
   args->products = norm.add2 != nullptr ? 2 : 1;
   return runtime->ToStatus(LaunchTreeSumNorm(*args, half, runtime->stream()), "TreeAllReduce and RmsNorm");
 }
 
 absl::StatusOr<std::unique_ptr<Exchange>> CreateExchange(std::shared_ptr<Runtime> runtime, bool half,
-                                                         bool fast, const ExchangeOptions& options) {
+                                                         FastProducts* fast, const ExchangeOptions& options) {
   PHX_ASSIGN_OR_RETURN(const ExchangeLayout layout, ExchangeLayout::Create(options));
-  auto exchange = std::make_unique<PeerExchange>(runtime, half, options, layout);
+  auto exchange = std::make_unique<PeerExchange>(runtime, half, fast, options, layout);
   // A rank alone adds its own sums.
   const bool may_map =
       options.size == 1 || (options.path != ExchangePath::kNccl && options.size <= kMaxPeers);
@@ -468,7 +466,8 @@ absl::StatusOr<std::unique_ptr<Exchange>> CreateExchange(std::shared_ptr<Runtime
     if (options.path != ExchangePath::kAuto) return absl::FailedPreconditionError(cannot_map);
   }
   exchange.reset();
-  return CreateNcclExchange(std::move(runtime), half, fast, options, layout, shares_device, cannot_map);
+  return CreateNcclExchange(std::move(runtime), half, fast != nullptr, options, layout, shares_device,
+                            cannot_map);
 }
 
 }  // namespace phalanx::cuda

@@ -16,10 +16,13 @@ namespace phalanx::cuda {
 // two ranks that saves nothing.
 inline constexpr int64_t kOneShotBytes = int64_t{1} << 20;
 
+class FastProducts;
+
 // All ranks call it at the same time; errors are the same on all as far as one can tell the others. `fast`,
-// of mode fast: where the path is NCCL's, a rank's sums are rounded to 16 bits and added by NCCL.
+// of mode fast, else null, outlives the calls of the exchange; where the path is NCCL's, a rank's sums are
+// then rounded to 16 bits and added by NCCL.
 absl::StatusOr<std::unique_ptr<Exchange>> CreateExchange(std::shared_ptr<Runtime> runtime, bool half,
-                                                         bool fast, const ExchangeOptions& options);
+                                                         FastProducts* fast, const ExchangeOptions& options);
 
 // ---- For the paths ------------------------------------------------------------------------------
 
@@ -40,8 +43,9 @@ struct ExchangeLayout {
   TreeArgs tree;                   // without rows
 };
 
-// Of a norm of all rows, behind a TreeAllReduce of `count`.
-absl::Status LaunchNorm(Runtime* runtime, bool half, const RmsNormParams& norm, TreeSumNormArgs* args);
+// Of a norm of all rows, behind a TreeAllReduce of `count`. `fast` as of NormArgs.
+absl::Status LaunchNorm(Runtime* runtime, bool half, FastProducts* fast, const RmsNormParams& norm,
+                        TreeSumNormArgs* args);
 
 absl::StatusOr<std::unique_ptr<Exchange>> CreateNcclExchange(std::shared_ptr<Runtime> runtime, bool half,
                                                              bool fast, const ExchangeOptions& options,

@@ -158,7 +158,7 @@ absl::StatusOr<const uint16_t*> CudaOps::TableOf(const WeightSource& source) {
 }
 
 absl::StatusOr<std::unique_ptr<Exchange>> CudaOps::CreateExchange(const ExchangeOptions& options) {
-  return cuda::CreateExchange(runtime_, half_, fast_ != nullptr, options);
+  return cuda::CreateExchange(runtime_, half_, fast_.get(), options);
 }
 
 absl::Status CudaOps::Embed(const EmbedParams& p) {
@@ -178,19 +178,7 @@ absl::Status CudaOps::Embed(const EmbedParams& p) {
 
 absl::Status CudaOps::RmsNorm(const RmsNormParams& p) {
   PHX_RETURN_IF_ERROR(Validate(p));
-  RmsNormArgs args;
-  args.residual = Activations(p.residual);
-  args.rows = p.residual.rows;
-  args.cols = p.residual.cols;
-  args.residual_stride = p.residual.stride;
-  args.add = p.add;
-  args.add2 = p.add2;
-  args.weight = p.weight;
-  args.eps = p.eps;
-  args.chosen = p.rows;
-  args.y = Activations(p.y);
-  args.y_rows = p.y.rows;
-  args.y_stride = p.y.stride;
+  PHX_ASSIGN_OR_RETURN(const RmsNormArgs args, NormArgs(p, fast_.get()));
   return runtime_->ToStatus(LaunchRmsNorm(args, half_, runtime_->stream()), "RmsNorm");
 }
 

@@ -49,6 +49,7 @@ class CudaOps : public Ops {
   absl::StatusOr<std::unique_ptr<Exchange>> CreateExchange(const ExchangeOptions& options) override;
 
   absl::Status Embed(const EmbedParams& params) override;
+  // Mode fast also quantises, for many rows and a reader of FP8, what that reads.
   absl::Status RmsNorm(const RmsNormParams& params) override;
   absl::Status Matmul(const MatmulParams& params) override;
   absl::Status ShardedMatmul(const ShardedMatmulParams& params) override;

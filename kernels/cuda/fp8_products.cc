@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/gemm_fast.h"
@@ -28,6 +29,10 @@ float ScaleOf(const WeightScales& scales, int64_t row, int64_t column) {
   uint16_t half = 0;
   std::memcpy(&half, static_cast<const char*>(scales.data) + at * 2, 2);
   return scales.dtype == DType::kF16 ? FloatFromF16(half) : FloatFromBf16(half);
+}
+
+bool SameMatrix(const Matrix& a, const Matrix& b) {
+  return a.data == b.data && a.rows == b.rows && a.cols == b.cols && a.stride == b.stride;
 }
 
 // Nullopt where factors are of neither form.
@@ -218,31 +223,51 @@ absl::Status Fp8Products::RunOwn(const char* call, const FastInput& x, const Fp8
   return runtime_->ToStatus(LaunchFp8Gemm(args, half_, runtime_->stream()), call);
 }
 
-absl::StatusOr<Fp8Input> Fp8Products::Quantise(const char* call, const Matrix& x, bool gated,
-                                               const Fp8Weight& weight, int64_t rows) {
+int64_t Fp8Products::LibraryRows(const Fp8Weight& weight, int64_t rows) {
+  if (rows <= kSkinnyRows) return 0;
+  return weight.scaling_ == Fp8Scaling::kBlocks ? rows - rows % 4 : rows;
+}
+
+absl::StatusOr<Fp8RowsOut> Fp8Products::RowsFor(const Fp8Weight& weight, int64_t rows) {
+  from_norm_.reset();
   const FastColumns& columns = weight.columns_;
-  Fp8Input input;
-  input.rows = rows;
-  input.rows_pitch = RoundUp(rows, 4);
   const int64_t lists =
       weight.scaling_ == Fp8Scaling::kRows ? columns.num_segments : columns.stride / kFp8Block;
+  Fp8RowsOut out;
+  out.scaling = weight.scaling_;
+  out.rows = rows;
+  out.rows_pitch = RoundUp(rows, 4);
+  PHX_ASSIGN_OR_RETURN(out.codes, codes_.Get<uint8_t>(rows * columns.stride));
+  out.codes_stride = columns.stride;
+  PHX_ASSIGN_OR_RETURN(out.scales, scales_.Get<float>(lists * out.rows_pitch));
+  return out;
+}
+
+absl::StatusOr<Fp8RowsOut> Fp8Products::Quantise(const char* call, const Matrix& x, bool gated,
+                                                 const Fp8Weight& weight, int64_t rows) {
   Fp8RowsArgs args;
   args.x = static_cast<const uint16_t*>(x.data);
   args.x_stride = x.stride;
   args.gated = gated;
-  args.up = columns.k;
-  args.rows = static_cast<int>(rows);
-  args.parts = columns.segments->as<const GemmSegment>();
-  args.num_parts = columns.num_segments;
-  args.scaling = weight.scaling_;
-  PHX_ASSIGN_OR_RETURN(args.codes, codes_.Get<uint8_t>(rows * columns.stride));
-  args.codes_stride = columns.stride;
-  PHX_ASSIGN_OR_RETURN(args.scales, scales_.Get<float>(lists * input.rows_pitch));
-  args.rows_pitch = input.rows_pitch;
-  input.codes = args.codes;
-  input.scales = args.scales;
+  args.up = weight.columns_.k;
+  args.parts = weight.columns_.segments->as<const GemmSegment>();
+  args.num_parts = weight.columns_.num_segments;
+  PHX_ASSIGN_OR_RETURN(args.out, RowsFor(weight, rows));
   PHX_RETURN_IF_ERROR(runtime_->ToStatus(LaunchFp8Rows(args, half_, runtime_->stream()), call));
-  return input;
+  return args.out;
+}
+
+absl::StatusOr<Fp8RowsOut> Fp8Products::RowsOfNorm(const RmsNormParams& norm) {
+  from_norm_.reset();  // it may be of what this y held before
+  const auto* weight = dynamic_cast<const Fp8Weight*>(norm.read_by);
+  if (weight == nullptr || weight->owner_ != runtime_.get() || weight->columns_.parts.size() != 1) {
+    return Fp8RowsOut();
+  }
+  const int64_t rows = LibraryRows(*weight, norm.y.rows);
+  if (rows == 0) return Fp8RowsOut();
+  PHX_ASSIGN_OR_RETURN(const Fp8RowsOut out, RowsFor(*weight, rows));
+  from_norm_ = {weight, norm.y, out};
+  return out;
 }
 
 absl::Status Fp8Products::Product(const char* call, const Matrix& x, const Fp8Weight& weight,
@@ -253,11 +278,12 @@ absl::Status Fp8Products::Product(const char* call, const Matrix& x, const Fp8We
     return absl::InvalidArgumentError(absl::StrCat(call, ": x.rows is ", x.rows, ", must be at most 2^30"));
   }
   const FastColumns& columns = weight.columns_;
-  // Rows that the library takes; what is left over of 4 is our own kernel's.
-  int64_t many = x.rows <= kSkinnyRows ? 0 : x.rows;
-  if (weight.scaling_ == Fp8Scaling::kBlocks) many -= many % 4;
-  Fp8Input quantised;
-  if (many > 0) {
+  const int64_t many = LibraryRows(weight, x.rows);
+  Fp8RowsOut quantised;
+  if (gate_up == nullptr && from_norm_.has_value() && from_norm_->weight == &weight &&
+      SameMatrix(from_norm_->x, x)) {
+    quantised = std::exchange(from_norm_, std::nullopt)->rows;
+  } else if (many > 0) {
     PHX_ASSIGN_OR_RETURN(quantised,
                          Quantise(call, gate_up != nullptr ? *gate_up : x, gate_up != nullptr, weight, many));
   }

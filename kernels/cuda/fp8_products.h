@@ -4,6 +4,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -45,13 +46,6 @@ class Fp8Weight : public PackedWeight {
   std::unique_ptr<CudaBuffer> memory_;
 };
 
-// What a product reads of x: the rows that cuBLASLt takes, quantised for one weight.
-struct Fp8Input {
-  const uint8_t* codes = nullptr;  // [rows, stride of the weight's columns]
-  const float* scales = nullptr;
-  int64_t rows = 0, rows_pitch = 0;
-};
-
 class Fp8Products {
  public:
   // `library` outlives it.
@@ -65,6 +59,9 @@ class Fp8Products {
   absl::Status Product(const char* call, const Matrix& x, const Fp8Weight& weight, const float* bias, void* y,
                        int64_t y_stride, int64_t tree_stride, bool y_fp32, bool may_search,
                        const Matrix* gate_up = nullptr);
+  // Where a norm is to leave rows of its y quantised, for the product that reads them
+  // (RmsNormParams::read_by) to take; without codes where that product takes none.
+  absl::StatusOr<Fp8RowsOut> RowsOfNorm(const RmsNormParams& norm);
   // As FastProducts::Grouped.
   absl::Status Grouped(const GroupedMatmulParams& p, const ExpertListArgs& list, const Fp8Weight& any,
                        void* y, int64_t y_stride);
@@ -76,8 +73,12 @@ class Fp8Products {
   absl::Status RunOwn(const char* call, const FastInput& x, const Fp8Weight& weight, size_t part,
                       int64_t first, int64_t count, const float* bias, void* y, int64_t y_stride,
                       bool y_fp32);
-  absl::StatusOr<Fp8Input> Quantise(const char* call, const Matrix& x, bool gated, const Fp8Weight& weight,
-                                    int64_t rows);
+  // Rows of x that the library takes; what is left over of 4 is our own kernel's.
+  static int64_t LibraryRows(const Fp8Weight& weight, int64_t rows);
+  // Memory for so many rows, quantised for the weight; what there was before is lost.
+  absl::StatusOr<Fp8RowsOut> RowsFor(const Fp8Weight& weight, int64_t rows);
+  absl::StatusOr<Fp8RowsOut> Quantise(const char* call, const Matrix& x, bool gated, const Fp8Weight& weight,
+                                      int64_t rows);
   absl::StatusOr<bool> LibraryTakes(const Fp8Weight& weight);
   std::string NoAlgorithm(const Fp8Weight& weight) const;
   // Logs what is not done by cuBLASLt and why, once for each reason; `more` is of the first time.
@@ -89,6 +90,13 @@ class Fp8Products {
   std::map<std::tuple<int64_t, int64_t, Fp8Scaling>, bool> taken_;  // by N and K
   std::set<std::string> refused_;
   Scratch packed_x_, codes_, scales_, sums_;
+  // What the last norm left in codes_ and scales_, and for what.
+  struct FromNorm {
+    const Fp8Weight* weight = nullptr;
+    Matrix x;
+    Fp8RowsOut rows;
+  };
+  std::optional<FromNorm> from_norm_;
 };
 
 }  // namespace phalanx::cuda

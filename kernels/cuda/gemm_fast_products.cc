@@ -201,4 +201,24 @@ absl::Status FastProducts::Grouped(const GroupedMatmulParams& p, const PackedWei
   return runtime_->ToStatus(LaunchFastGemm(args, half_, runtime_->stream()), "GroupedMatmul");
 }
 
+absl::StatusOr<RmsNormArgs> NormArgs(const RmsNormParams& norm, FastProducts* fast) {
+  RmsNormArgs args;
+  args.residual = static_cast<uint16_t*>(norm.residual.data);
+  args.rows = norm.residual.rows;
+  args.cols = norm.residual.cols;
+  args.residual_stride = norm.residual.stride;
+  args.add = norm.add;
+  args.add2 = norm.add2;
+  args.weight = norm.weight;
+  args.eps = norm.eps;
+  args.chosen = norm.rows;
+  args.y = static_cast<uint16_t*>(norm.y.data);
+  args.y_rows = norm.y.rows;
+  args.y_stride = norm.y.stride;
+  if (fast != nullptr && fast->fp8() != nullptr) {
+    PHX_ASSIGN_OR_RETURN(args.quantised, fast->fp8()->RowsOfNorm(norm));
+  }
+  return args;
+}
+
 }  // namespace phalanx::cuda

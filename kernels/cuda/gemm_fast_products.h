@@ -76,4 +76,8 @@ class FastProducts {
   Scratch packed_x_, sums_;
 };
 
+// What LaunchRmsNorm takes of it. `fast`: the device's, null in mode invariant; what its next product with
+// norm.read_by reads quantised is for the norm to make.
+absl::StatusOr<RmsNormArgs> NormArgs(const RmsNormParams& norm, FastProducts* fast);
+
 }  // namespace phalanx::cuda

@@ -8,8 +8,10 @@
 // a block is which k of an mma is the same for W and x, and chosen so that a lane's codes of 4 mmas lie in 16
 // bytes. Roofline: N K bytes over the memory bandwidth; 12 KiB of weights a warp are in flight.
 //
-// Fp8Rows is bound by memory: x is read twice (again from the cache) where one scale is for a whole row.
+// Fp8Rows is bound by memory: x is read twice (again from the cache) where one scale is for a whole row. What
+// comes out of a norm the norm quantises itself (norm.cuh).
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/fp8_rows.cuh"
 #include "kernels/cuda/gemm_fp8.h"
 #include "kernels/cuda/rows.cuh"
 
@@ -252,7 +254,6 @@ int RunFp8(const Fp8GemmArgs& p, void* stream) {
 }
 
 constexpr int kRowThreads = 256;
-constexpr int kGroupLanes = kFp8Block / 8;  // that share a scale where there is one for 128 columns
 
 // 8 values from column c on, zero from `end` on.
 template <bool kHalf, bool kGated>
@@ -266,39 +267,6 @@ PHX_DEVICE void LoadValues(const Fp8RowsArgs& p, const uint16_t* row, int c, int
   }
 }
 
-// The largest magnitude, a NaN above all: as the bits of a float without a sign, which order as integers do.
-PHX_DEVICE uint32_t Largest8(const float (&v)[8]) {
-  uint32_t largest = 0;
-  PHX_UNROLL
-  for (int i = 0; i < 8; ++i) {
-    const uint32_t bits = FloatBits(v[i]) & 0x7fffffffu;
-    largest = bits > largest ? bits : largest;
-  }
-  return largest;
-}
-PHX_DEVICE uint32_t LargestOf(uint32_t v, int lanes) {
-  for (int offset = lanes / 2; offset > 0; offset >>= 1) {
-    const auto other = static_cast<uint32_t>(ShuffleXor(static_cast<int>(v), offset));
-    v = other > v ? other : v;
-  }
-  return v;
-}
-
-PHX_DEVICE float ScaleOf(uint32_t largest) {
-  const float v = FloatFromBits(largest);
-  return Div(v < kFp8Tiny ? kFp8Tiny : v, kE4m3Max);
-}
-
-PHX_DEVICE void StoreCodes(uint8_t* to, const float (&v)[8], float factor) {
-  uint32_t words[2];
-  PHX_UNROLL
-  for (int i = 0; i < 2; ++i) {
-    words[i] = PackE4m3(Mul(v[4 * i], factor), Mul(v[4 * i + 1], factor), Mul(v[4 * i + 2], factor),
-                        Mul(v[4 * i + 3], factor));
-  }
-  *reinterpret_cast<uint64_t*>(to) = words[0] | static_cast<uint64_t>(words[1]) << 32;
-}
-
 // A block a row of x and a part of it.
 template <bool kHalf, bool kGated, bool kBlocks>
 PHX_GLOBAL void PHX_BOUNDS(kRowThreads, 1) Fp8Rows(Fp8RowsArgs p) {
@@ -307,7 +275,7 @@ PHX_GLOBAL void PHX_BOUNDS(kRowThreads, 1) Fp8Rows(Fp8RowsArgs p) {
   const int part_number = BlockY(), thread = ThreadIndex();
   const GemmSegment part = p.parts[part_number];
   const uint16_t* x = p.x + row * p.x_stride + part.x_begin;
-  uint8_t* codes = p.codes + row * p.codes_stride + int64_t{part.first_block} * kGemmBlock;
+  uint8_t* codes = p.out.codes + row * p.out.codes_stride + int64_t{part.first_block} * kGemmBlock;
   const int end = part.x_cols, filled = part.blocks * kGemmBlock;
   float v[8];
   if constexpr (kBlocks) {
@@ -316,45 +284,32 @@ PHX_GLOBAL void PHX_BOUNDS(kRowThreads, 1) Fp8Rows(Fp8RowsArgs p) {
     for (int first = 0; first < filled; first += kRowThreads * 8) {
       const int c = first + thread * 8;
       LoadValues<kHalf, kGated>(p, x, c, end, v);
-      const float scale = ScaleOf(LargestOf(Largest8(v), kGroupLanes));
-      if (c >= filled) continue;
-      StoreCodes(codes + c, v, Div(1.0f, scale));
-      if (thread % kGroupLanes == 0) {
-        p.scales[(first_block + c / kFp8Block) * p.rows_pitch + row] = scale;
-      }
+      StoreBlockCodes(p.out, row, first_block, codes, c, filled, v);
     }
   } else {
-    auto* largest_of = reinterpret_cast<uint32_t*>(SharedMemory());
     uint32_t largest = 0;
     for (int c = thread * 8; c < end; c += kRowThreads * 8) {
       LoadValues<kHalf, kGated>(p, x, c, end, v);
       const uint32_t other = Largest8(v);
       largest = other > largest ? other : largest;
     }
-    largest = LargestOf(largest, kWarpSize);
-    if (thread % kWarpSize == 0) largest_of[thread / kWarpSize] = largest;
-    if (!PHX_FAULT(kNormNoBarrier)) SyncThreads();
-    largest = largest_of[0];
-    PHX_UNROLL
-    for (int w = 1; w < kRowThreads / kWarpSize; ++w) {
-      largest = largest_of[w] > largest ? largest_of[w] : largest;
-    }
+    largest = LargestOfBlock<kRowThreads>(largest, reinterpret_cast<uint32_t*>(SharedMemory()));
     const float scale = ScaleOf(largest), factor = Div(1.0f, scale);
     for (int c = thread * 8; c < filled; c += kRowThreads * 8) {
       LoadValues<kHalf, kGated>(p, x, c, end, v);
       StoreCodes(codes + c, v, factor);
     }
-    if (thread == 0) p.scales[part_number * p.rows_pitch + row] = scale;
+    if (thread == 0) p.out.scales[part_number * p.out.rows_pitch + row] = scale;
   }
 }
 
 template <bool kHalf, bool kGated>
 int RunRows(const Fp8RowsArgs& p, void* stream) {
-  const GridDim grid = {static_cast<unsigned>(p.rows), static_cast<unsigned>(p.num_parts), 1};
+  const GridDim grid = {static_cast<unsigned>(p.out.rows), static_cast<unsigned>(p.num_parts), 1};
   return LaunchKernel(
       "Fp8Rows",
-      p.scaling == Fp8Scaling::kBlocks ? Fp8Rows<kHalf, kGated, true> : Fp8Rows<kHalf, kGated, false>, grid,
-      kRowThreads, kRowThreads / kWarpSize * 4, stream, p);
+      p.out.scaling == Fp8Scaling::kBlocks ? Fp8Rows<kHalf, kGated, true> : Fp8Rows<kHalf, kGated, false>,
+      grid, kRowThreads, kRowThreads / kWarpSize * 4, stream, p);
 }
 
 }  // namespace
@@ -365,7 +320,7 @@ int LaunchFp8Gemm(const Fp8GemmArgs& p, bool half, void* stream) {
 }
 
 int LaunchFp8Rows(const Fp8RowsArgs& p, bool half, void* stream) {
-  if (p.rows == 0 || p.num_parts == 0) return 0;
+  if (p.out.rows == 0 || p.num_parts == 0) return 0;
   if (p.gated) return half ? RunRows<true, true>(p, stream) : RunRows<false, true>(p, stream);
   return half ? RunRows<true, false>(p, stream) : RunRows<false, false>(p, stream);
 }

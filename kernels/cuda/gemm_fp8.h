@@ -11,10 +11,6 @@ namespace phalanx::cuda {
 // Columns of a block: what one scale reads in the form of blocks, and what parts of a row are filled up to.
 inline constexpr int kFp8Block = 128;
 
-// How e4m3 is scaled. kRows: a factor for each row of W and one for each row of x. kBlocks: one for 128 x 128
-// of W and for 128 columns of a row of x.
-enum class Fp8Scaling : int32_t { kRows, kBlocks };
-
 // y = x W^T (+ bias) of 16-bit x, sums in fp32, rounded once: for few rows of x.
 struct Fp8GemmArgs {
   const uint8_t* weight = nullptr;  // [n, weight_stride] e4m3 without NaN, 16-byte aligned
@@ -51,16 +47,10 @@ struct Fp8RowsArgs {
   const uint16_t* x = nullptr;  // [rows, ...]; gated: [gate | up], v = silu(gate) * up, rounded to 16 bits
   int64_t x_stride = 0;
   bool gated = false;
-  int64_t up = 0;  // first column of up
-  int rows = 0;
+  int64_t up = 0;                      // first column of up
   const GemmSegment* parts = nullptr;  // x_begin and x_cols of v, first_block and blocks of codes, in 64s
   int num_parts = 0;
-  Fp8Scaling scaling = Fp8Scaling::kRows;
-  uint8_t* codes = nullptr;  // [rows, codes_stride]
-  int64_t codes_stride = 0;
-  // kRows: [num_parts, rows_pitch]. kBlocks: [codes_stride / 128, rows_pitch].
-  float* scales = nullptr;
-  int64_t rows_pitch = 0;
+  Fp8RowsOut out;
 };
 int LaunchFp8Rows(const Fp8RowsArgs& args, bool half, void* stream);
 

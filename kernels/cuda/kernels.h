@@ -132,6 +132,20 @@ struct EmbedArgs {
 // A row of an id outside of the table is NaN (in bf16 and fp16 alike); of -1 from `sampled` zero.
 int LaunchEmbed(const EmbedArgs& args, void* stream);
 
+// How e4m3 is scaled. kRows: a factor for each row of W and one for each row of x. kBlocks: one for 128 x 128
+// of W and for 128 columns of a row of x.
+enum class Fp8Scaling : int32_t { kRows, kBlocks };
+
+// Rows that become e4m3 (see kFp8Tiny in gemm_fp8.h).
+struct Fp8RowsOut {
+  Fp8Scaling scaling = Fp8Scaling::kRows;
+  uint8_t* codes = nullptr;  // [rows, codes_stride]
+  int64_t codes_stride = 0;
+  // kRows: [parts, rows_pitch]. kBlocks: [codes_stride / 128, rows_pitch].
+  float* scales = nullptr;
+  int64_t rows = 0, rows_pitch = 0;
+};
+
 struct RmsNormArgs {
   uint16_t* residual = nullptr;
   int64_t rows = 0, cols = 0, residual_stride = 0;
@@ -142,6 +156,8 @@ struct RmsNormArgs {
   const int32_t* chosen = nullptr;
   uint16_t* y = nullptr;
   int64_t y_rows = 0, y_stride = 0;
+  // Where it has codes: those of its first rows of y, too, which are one part. LaunchFp8Rows' bits.
+  Fp8RowsOut quantised;
 };
 int LaunchRmsNorm(const RmsNormArgs& args, bool half, void* stream);
 

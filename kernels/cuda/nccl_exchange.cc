@@ -282,7 +282,7 @@ absl::Status NcclExchange::TreeAllReduceRmsNorm(uint64_t call, int64_t count, co
   TreeSumNormArgs args;
   args.tree = layout_.tree;
   PHX_RETURN_IF_ERROR(GatherRows(call, count, &args.tree));
-  return LaunchNorm(runtime_.get(), half_, norm, &args);
+  return LaunchNorm(runtime_.get(), half_, /*fast=*/nullptr, norm, &args);
 }
 
 absl::Status NcclExchange::AllGather(uint64_t call, const void* in, int64_t bytes, void* out) {

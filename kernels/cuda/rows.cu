@@ -2,6 +2,7 @@
 // accesses; at decode they are bound by their launch. A thread takes units of 8 neighbouring columns.
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/rows.cuh"
 
 namespace phalanx::cuda {
@@ -52,40 +53,21 @@ PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) AddRows(RmsNormArgs p) {
   for (int64_t c = ThreadIndex() * 8; c < p.cols; c += kThreads * 8) AddUnit<kHalf>(p, BlockX(), c, v);
 }
 
-// A block a row of y. The sum of squares: a thread's units in rising order, by fma; then the tree over a
-// warp; then the warps from the first. Columns alone say which thread has what, so all rows have one order.
+// A block a row of y.
 template <bool kHalf>
-PHX_GLOBAL void PHX_BOUNDS(kThreads, 1) RmsNorm(RmsNormArgs p) {
+PHX_GLOBAL void PHX_BOUNDS(kNormThreads, 1) RmsNorm(RmsNormArgs p) {
   WaitForPrevious();
-  auto* sums = reinterpret_cast<float*>(SharedMemory());
   const int64_t out = BlockX();
   const int64_t row = p.chosen == nullptr ? out : p.chosen[out];
   const bool inside = row >= 0 && row < p.rows;
   float v[8];
   float sum = 0;
-  for (int64_t c = ThreadIndex() * 8; inside && c < p.cols; c += kThreads * 8) {
+  for (int64_t c = ThreadIndex() * 8; inside && c < p.cols; c += kNormThreads * 8) {
     AddUnit<kHalf>(p, row, c, v);
     PHX_UNROLL
     for (int i = 0; i < 8; ++i) sum = Fma(v[i], v[i], sum);
   }
-  sum = WarpSum(sum);
-  if (ThreadIndex() % kWarpSize == 0) sums[ThreadIndex() / kWarpSize] = sum;
-  if (!PHX_FAULT(kNormNoBarrier)) SyncThreads();
-  sum = sums[0];
-  PHX_UNROLL
-  for (int w = 1; w < kThreads / kWarpSize; ++w) sum = Add(sum, sums[w]);
-  const float factor =
-      inside ? Div(1.0f, Sqrt(Add(Div(sum, static_cast<float>(p.cols)), p.eps))) : QuietNan();
-  for (int64_t c = ThreadIndex() * 8; c < p.cols; c += kThreads * 8) {
-    const int64_t count = p.cols - c;
-    float w[8];
-    // A thread reads what it wrote itself.
-    Load8<kHalf>(p.residual + (inside ? row : 0) * p.residual_stride + c, count, v);
-    LoadFloats8(p.weight + c, count, w);
-    PHX_UNROLL
-    for (int i = 0; i < 8; ++i) v[i] = Mul(Mul(v[i], factor), w[i]);
-    Store8<kHalf>(p.y + out * p.y_stride + c, count, v);
-  }
+  FinishNorm<kHalf>(p, row, inside, out, sum);
 }
 
 template <bool kHalf>
@@ -131,8 +113,8 @@ int LaunchRmsNorm(const RmsNormArgs& args, bool half, void* stream) {
     p.add = nullptr;
   }
   if (p.y_rows == 0) return 0;
-  return LaunchKernel("RmsNorm", half ? RmsNorm<true> : RmsNorm<false>, Grid(p.y_rows, 1), kThreads,
-                      kThreads / kWarpSize * 4, stream, p);
+  return LaunchKernel("RmsNorm", half ? RmsNorm<true> : RmsNorm<false>, Grid(p.y_rows, 1), kNormThreads,
+                      kNormSharedBytes, stream, p);
 }
 
 int LaunchSwiGlu(const SwiGluArgs& p, bool half, void* stream) {

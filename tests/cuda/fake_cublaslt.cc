@@ -165,7 +165,7 @@ int Matmul(lt::Handle, lt::MatmulDesc desc, const void* alpha, const void* a, lt
 }  // namespace
 
 FakeCublasLt& TheFakeCublasLt() {
-  static auto& fake = *new FakeCublasLt;
+  thread_local FakeCublasLt fake;
   return fake;
 }
 

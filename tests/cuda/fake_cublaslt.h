@@ -26,7 +26,7 @@ struct FakeCublasLt {
   std::vector<int> runs;            // algorithms, in order
   std::vector<uint32_t> alignment;  // as preferences were given
 };
-FakeCublasLt& TheFakeCublasLt();
+FakeCublasLt& TheFakeCublasLt();  // this thread's
 const lt::Table& FakeTable();
 
 }  // namespace phalanx::cuda

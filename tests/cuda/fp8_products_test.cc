@@ -16,6 +16,7 @@
 #include "kernels/dequantize.h"
 #include "tests/cuda/fake_cublaslt.h"
 #include "tests/cuda/fp8_formula.h"
+#include "tests/cuda/fp8_weights.h"
 #include "tests/kernels/ops_testing.h"
 
 namespace phalanx::cuda {
@@ -25,44 +26,6 @@ using testing::AllOf;
 using testing::Each;
 using testing::HasSubstr;
 using testing::Not;
-
-enum class Kind { kNone, kTensor, kRow, kBlock };
-
-struct Stored {
-  int64_t rows = 0, cols = 0;
-  std::vector<uint8_t> codes;
-  std::vector<float> scales;
-  WeightScales form;
-
-  WeightSource source() const {
-    WeightSource s{codes.data(), DType::kF8E4M3, rows, cols};
-    s.scales = form;
-    if (!scales.empty()) s.scales.data = scales.data();
-    return s;
-  }
-};
-
-Stored Make(Random& random, Kind kind, int64_t rows, int64_t cols) {
-  Stored m;
-  m.rows = rows;
-  m.cols = cols;
-  for (int64_t i = 0; i < rows * cols; ++i) {
-    m.codes.push_back(static_cast<uint8_t>(random.Below(0x7f) + 128 * random.Below(2)));
-  }
-  if (kind == Kind::kNone) return m;
-  m.form.block_rows = kind == Kind::kTensor ? rows : kind == Kind::kRow ? 1 : 128;
-  m.form.block_cols = kind == Kind::kBlock ? 128 : cols;
-  m.form.stride = (cols + m.form.block_cols - 1) / m.form.block_cols;
-  m.scales = random.Normal((rows + m.form.block_rows - 1) / m.form.block_rows * m.form.stride, 0.01f);
-  return m;
-}
-
-PackWeightParams Whole(const WeightSource& source) {
-  PackWeightParams pack;
-  pack.pieces = {{source, {0, source.rows}}};
-  pack.cols = {0, source.cols};
-  return pack;
-}
 
 class Fp8Test : public testing::Test {
  protected:
@@ -320,6 +283,52 @@ TEST_F(Fp8Test, Gated) {
         const bool fused = rows == 23 && kind == Kind::kRow;
         EXPECT_EQ(std::isnan(scratch.Get()[0]), fused) << "x 16 bits wide is made where something reads it";
       }
+    }
+  }
+}
+
+// What a norm leaves quantised for the product that reads it is taken by that one, and by no other; it has
+// the product's bits without.
+TEST_F(Fp8Test, NormsQuantise) {
+  Random random(11);
+  const int64_t k = 200, n = 32;
+  for (const Kind kind : {Kind::kRow, Kind::kBlock}) {
+    const Stored m = Make(random, kind, n, k), other = Make(random, kind, n, k);
+    const auto weight = OrDie(ops_->PackWeight(Whole(m.source()))),
+               another = OrDie(ops_->PackWeight(Whole(other.source())));
+    DeviceArray<float> norm_weight(*ops_, random.Normal(k));
+    for (const int64_t rows : {16, 17, 23, 40}) {
+      DeviceMatrix x(*ops_, rows, k, random.Normal(rows * k)), x2(*ops_, rows, k, random.Normal(rows * k)),
+          normed(*ops_, rows, k, 3), y(*ops_, rows, n, 16);
+      const auto norm = [&](DeviceMatrix& from, const PackedWeight* read_by) {
+        RmsNormParams p;
+        p.residual = from.view();
+        p.weight = norm_weight.data();
+        p.y = normed.view();
+        p.read_by = read_by;
+        ASSERT_TRUE(ops_->RmsNorm(p).ok());
+      };
+      // The product, and how many kernels quantised for it.
+      const auto product = [&](const PackedWeight& w, int64_t launches) {
+        const int64_t before = simt::LaunchesOf("Fp8Rows");
+        EXPECT_TRUE(ops_->Matmul({normed.view(), &w, nullptr, y.view()}).ok());
+        EXPECT_EQ(simt::LaunchesOf("Fp8Rows") - before, launches) << rows << " rows";
+        return y.Get();
+      };
+      const int64_t quantises = rows > 16 ? 1 : 0;
+      norm(x, nullptr);
+      const std::vector<float> want = product(*weight, quantises), others = product(*another, quantises);
+      norm(x, weight.get());
+      EXPECT_TRUE(SameBits(product(*weight, 0), want)) << rows << " rows";
+      EXPECT_TRUE(SameBits(product(*weight, quantises), want)) << "taken once";
+      norm(x, weight.get());
+      EXPECT_TRUE(SameBits(product(*another, quantises), others)) << "of another weight";
+      EXPECT_TRUE(SameBits(product(*weight, quantises), want)) << "which took its place";
+      norm(x2, weight.get());
+      norm(x, nullptr);
+      EXPECT_TRUE(SameBits(product(*weight, quantises), want)) << "of a norm before the last";
+      norm(x, another.get());
+      EXPECT_TRUE(SameBits(product(*another, 0), others));
     }
   }
 }

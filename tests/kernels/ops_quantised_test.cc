@@ -297,6 +297,37 @@ TEST_P(QuantisedTest, Experts) {
   }
 }
 
+// A norm that knows which product reads it may leave that one its rows quantised: no bit changes.
+TEST_P(QuantisedTest, NormsThatKnowTheirReader) {
+  Random random(6);
+  const int64_t n = 64, k = 200;
+  for (const Kind kind : {Kind::kFp8Row, Kind::kQ4_1}) {
+    const Stored m = Make(random, kind, n, kind == Kind::kQ4_1 ? 192 : k);
+    auto weight = OrDie(ops_->PackWeight(Whole(m.source())));
+    DeviceArray<float> norm_weight(*ops_, random.Normal(m.cols));
+    for (const int64_t rows : {3, 40}) {
+      const std::vector<float> x = random.Normal(rows * m.cols), add = random.Normal(rows * m.cols);
+      DeviceArray<float> add_a(*ops_, add);
+      const auto run = [&](bool knows) {
+        DeviceMatrix residual(*ops_, rows, m.cols, x, 1), normed(*ops_, rows, m.cols, 8),
+            y(*ops_, rows, n, 16);
+        RmsNormParams norm;
+        norm.residual = residual.view();
+        norm.add = add_a.data();
+        norm.weight = norm_weight.data();
+        norm.y = normed.view();
+        norm.read_by = knows ? weight.get() : nullptr;
+        EXPECT_TRUE(ops_->RmsNorm(norm).ok());
+        EXPECT_TRUE(ops_->Matmul({normed.view(), weight.get(), nullptr, y.view()}).ok());
+        std::vector<float> got = y.Get(), values = normed.Get();
+        got.insert(got.end(), values.begin(), values.end());
+        return got;
+      };
+      EXPECT_TRUE(SameBits(run(false), run(true))) << NameOf(kind) << " T=" << rows;
+    }
+  }
+}
+
 // A NaN of e4m3, and scales beyond what 16 bits hold, stay what they are.
 TEST_P(QuantisedTest, Extremes) {
   Random random(5);

@@ -203,6 +203,14 @@ TEST_P(OpsTest, ErrorsNameTheFieldAndBothValues) {
   sp.weight = sharded.get();
   EXPECT_THAT(std::string(ops_->ShardedMatmul(sp).message()), HasSubstr("sums is null"));
 
+  const std::vector<float> ones(21, 1.0f);
+  RmsNormParams norm;
+  norm.residual = norm.y = y.view();
+  norm.weight = ones.data();
+  norm.read_by = whole.get();
+  EXPECT_THAT(std::string(ops_->RmsNorm(norm).message()),
+              HasSubstr("read_by's K is 30, must be y.cols = 21"));
+
   EXPECT_THAT(std::string(ops_->CreateKvCache({1, 1, 8, 8, 24}, 1).status().message()),
               HasSubstr("block_size is 24, must divide 256"));
   EXPECT_THAT(std::string(ops_->MakeRopeTable({10000.0, 7, false, {}, 1.0f}, 1).status().message()),

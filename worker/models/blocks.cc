@@ -138,14 +138,16 @@ absl::StatusOr<TpNorm> TpNorm::Create(const ModelContext& context, const std::ve
   return norm;
 }
 
-absl::Status TpNorm::Forward(const Workspace& workspace, const int32_t* rows, Matrix y) const {
+absl::Status TpNorm::Forward(const Workspace& workspace, const int32_t* rows, Matrix y,
+                             const PackedWeight* read_by) const {
   const RmsNormParams norm = {.residual = workspace.residual(),
                               .add = workspace.num_reduced_ > 0 ? workspace.reduced() : nullptr,
                               .add2 = workspace.num_reduced_ > 1 ? workspace.second_reduced() : nullptr,
                               .weight = static_cast<const float*>(weight_->data()),
                               .eps = eps_,
                               .rows = rows,
-                              .y = y};
+                              .y = y,
+                              .read_by = read_by};
   if (workspace.unsummed_ == nullptr) return ops_->RmsNorm(norm);
   Collective* const collective = std::exchange(workspace.unsummed_, nullptr);
   return collective->TreeAllReduceRmsNorm(
@@ -153,14 +155,15 @@ absl::Status TpNorm::Forward(const Workspace& workspace, const int32_t* rows, Ma
       norm);
 }
 
-absl::Status TpNorm::InPlace(Matrix x) const {
+absl::Status TpNorm::InPlace(Matrix x, const PackedWeight* read_by) const {
   return ops_->RmsNorm({.residual = x,
                         .add = nullptr,
                         .add2 = nullptr,
                         .weight = static_cast<const float*>(weight_->data()),
                         .eps = eps_,
                         .rows = nullptr,
-                        .y = x});
+                        .y = x,
+                        .read_by = read_by});
 }
 
 absl::StatusOr<TpAttention> TpAttention::Create(const ModelContext& context, int layer,
@@ -274,7 +277,7 @@ absl::Status TpHead::Forward(const ForwardBatch& batch, Workspace* workspace, fl
   if (weight_ == nullptr) return workspace->SkipNorm();
   Matrix x = workspace->normed();
   x.rows = batch.num_logits;
-  PHX_RETURN_IF_ERROR(norm_.Forward(*workspace, batch.logit_rows, x));
+  PHX_RETURN_IF_ERROR(norm_.Forward(*workspace, batch.logit_rows, x, weight_.get()));
   const Matrix y = {.data = logits, .rows = batch.num_logits, .cols = weight_->n(), .stride = share_cols_};
   return ops_->Matmul({.x = x, .weight = weight_.get(), .bias = nullptr, .y = y, .y_fp32 = true});
 }

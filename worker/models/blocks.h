@@ -103,9 +103,11 @@ class TpNorm {
   static absl::StatusOr<TpNorm> Create(const ModelContext& context, const std::vector<float>& weight,
                                        float eps);
   // The residual += the last block's output; y = rmsnorm(residual[rows]), all rows where rows is null.
-  absl::Status Forward(const Workspace& workspace, const int32_t* rows, Matrix y) const;
+  // `read_by`: see RmsNormParams.
+  absl::Status Forward(const Workspace& workspace, const int32_t* rows, Matrix y,
+                       const PackedWeight* read_by) const;
   // x = rmsnorm(x).
-  absl::Status InPlace(Matrix x) const;
+  absl::Status InPlace(Matrix x, const PackedWeight* read_by) const;
   int64_t weight_bytes() const { return weight_->bytes(); }
 
  private:
@@ -125,6 +127,8 @@ class TpAttention {
   };
   static absl::StatusOr<TpAttention> Create(const ModelContext& context, int layer, const Tensors& tensors);
   static constexpr int products() { return 1; }  // of a block: see Workspace::PlaceSums
+  // Of a product of workspace->normed(); may be null.
+  const PackedWeight* reader() const { return qkv_.get(); }
   // Leaves this rank's sums of attention(workspace->normed()) in the workspace. `tables` holds one RoPE table
   // per mode.
   absl::Status Forward(const std::vector<const RopeTable*>& tables, KvCache* cache,
@@ -152,6 +156,7 @@ class TpMlp {
   static absl::StatusOr<TpMlp> Create(const ModelContext& context, const Tensors& tensors,
                                       Range Shard::*columns);
   static constexpr int products() { return 1; }
+  const PackedWeight* reader() const { return gate_up_.get(); }
   // Leaves this rank's sums of mlp(workspace->normed()) in the workspace.
   absl::Status Forward(Workspace* workspace) const { return ForwardSums(workspace, workspace->sums(), 0); }
   // This rank's sums alone, see ShardedMatmulParams.

@@ -136,25 +136,26 @@ class Decoder : public Model {
       return in_pieces ? Replay(batch, ++pieces, work.sums(), piece) : piece();
     };
     // The place of a piece's sums is part of its name; else the norm may still have the last ones to add up.
-    const auto run_block = [&](const TpNorm& norm, int products, const Piece& block) -> absl::Status {
+    const auto run_block = [&](const TpNorm& norm, const auto& of, const Piece& block) -> absl::Status {
+      const int products = std::visit([](const auto& b) { return b.products(); }, of);
+      const PackedWeight* reader = std::visit([](const auto& b) { return b.reader(); }, of);
       if (in_pieces) PHX_RETURN_IF_ERROR(work.PlaceSums(products));
       PHX_RETURN_IF_ERROR(run([&]() -> absl::Status {
         if (&norm == &layers_.front().attention_norm) {
           PHX_RETURN_IF_ERROR(embedding_.Forward(batch, work.residual()));
         }
-        PHX_RETURN_IF_ERROR(norm.Forward(work, nullptr, work.normed()));
+        PHX_RETURN_IF_ERROR(norm.Forward(work, nullptr, work.normed(), reader));
         if (!in_pieces) PHX_RETURN_IF_ERROR(work.PlaceSums(products));
         return block();
       }));
       return work.Reduce(products);
     };
-    const auto products = [](const auto& block) { return block.products(); };
     for (const Layer& layer : layers_) {
-      PHX_RETURN_IF_ERROR(run_block(layer.attention_norm, std::visit(products, layer.attention), [&] {
+      PHX_RETURN_IF_ERROR(run_block(layer.attention_norm, layer.attention, [&] {
         return std::visit([&](const auto& block) { return block.Forward(rope_table_views_, cache, &work); },
                           layer.attention);
       }));
-      PHX_RETURN_IF_ERROR(run_block(layer.mlp_norm, std::visit(products, layer.mlp), [&] {
+      PHX_RETURN_IF_ERROR(run_block(layer.mlp_norm, layer.mlp, [&] {
         return std::visit([&](const auto& block) { return block.Forward(&work); }, layer.mlp);
       }));
     }

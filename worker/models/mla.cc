@@ -100,13 +100,13 @@ absl::Status TpMla::ForwardHeads(const std::vector<const RopeTable*>& tables, Kv
                                     .y_fp32 = false}));
   Matrix q = workspace->Columns(latents, 0, q_cols);
   if (q_ != nullptr) {
-    PHX_RETURN_IF_ERROR(q_norm_.InPlace(q));
+    PHX_RETURN_IF_ERROR(q_norm_.InPlace(q, q_.get()));
     const Matrix q_latent = q;
     q = workspace->View(workspace->narrow_, q_->n());
     PHX_RETURN_IF_ERROR(
         ops_->Matmul({.x = q_latent, .weight = q_.get(), .bias = nullptr, .y = q, .y_fp32 = false}));
   }
-  PHX_RETURN_IF_ERROR(kv_norm_.InPlace(workspace->Columns(latents, q_cols, mla.kv_lora_rank)));
+  PHX_RETURN_IF_ERROR(kv_norm_.InPlace(workspace->Columns(latents, q_cols, mla.kv_lora_rank), nullptr));
 
   RopeStoreKvParams& rope = workspace->rope_;
   rope.q = workspace->View(workspace->wide_, num_heads * cache_row);

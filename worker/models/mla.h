@@ -27,6 +27,7 @@ class TpMla {
   };
   static absl::StatusOr<TpMla> Create(const ModelContext& context, int layer, const Tensors& tensors);
   static constexpr int products() { return 1; }
+  const PackedWeight* reader() const { return into_latents_.get(); }
   // Leaves this rank's sums of attention(workspace->normed()) in the workspace. `tables` holds one RoPE table
   // per mode. A rank without heads takes no cache.
   absl::Status Forward(const std::vector<const RopeTable*>& tables, KvCache* cache,

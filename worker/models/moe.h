@@ -22,6 +22,7 @@ class TpMoe {
   };
   static absl::StatusOr<TpMoe> Create(const ModelContext& context, const Tensors& tensors);
   int products() const { return shared_ ? 2 : 1; }
+  const PackedWeight* reader() const { return shared_ ? shared_->reader() : nullptr; }
   // Leaves this rank's sums of routed, then of shared experts' outputs of workspace->normed() in the
   // workspace.
   absl::Status Forward(Workspace* workspace) const;

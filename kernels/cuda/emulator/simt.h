@@ -40,6 +40,7 @@ enum class Fault {
   kAttentionNoBarrier,     // between the probabilities' writers and readers
   kAttentionNoWait,
   kNormNoBarrier,
+  kFp8RowsNoBarrier,  // between a row's largest numbers, by warp, and their readers
   kSampleNoBarrier,
   kExchangeNoWait,       // peers are not waited for
   kExchangeOldEpoch,     // an exchange counted as the one before it
