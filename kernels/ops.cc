@@ -10,10 +10,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status_macros.h"
-#include "base/version.h"
 #include "kernels/backends.h"
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/module_interface.h"
 #include "kernels/reference/reference_ops.h"
 
 namespace phalanx {
@@ -33,6 +33,23 @@ std::string ExecutableFolder() {
   return file.substr(0, file.rfind('/') + 1);
 }
 
+// Of a module that is open.
+absl::StatusOr<OpsModuleCreator> CreatorOf(void* module, const std::string& library) {
+  const auto create = reinterpret_cast<OpsModuleCreator>(dlsym(module, "phalanx_create_ops"));
+  if (create == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(library, " has no phalanx_create_ops: it is no module of ours"));
+  }
+  const auto interface = reinterpret_cast<OpsModuleInterface>(dlsym(module, "phalanx_module_interface"));
+  const std::string theirs = interface == nullptr ? "one that it does not name" : interface();
+  if (theirs == kModuleInterface) return create;
+  Dl_info file = {};
+  dladdr(reinterpret_cast<void*>(create), &file);
+  return absl::FailedPreconditionError(absl::StrCat(
+      file.dli_fname == nullptr ? library : file.dli_fname, " is of another build: its interface is ", theirs,
+      ", this program's is ", kModuleInterface, "; install the module of the program's own build"));
+}
+
 absl::StatusOr<std::unique_ptr<Ops>> CreateFromModule(const OpsOptions& options, const std::string& library) {
   const std::string folder = ExecutableFolder();
   void* module = nullptr;
@@ -49,13 +66,9 @@ absl::StatusOr<std::unique_ptr<Ops>> CreateFromModule(const OpsOptions& options,
     return absl::FailedPreconditionError(
         absl::StrCat("rung \"", options.rung, "\" needs ", library, ", which cannot be opened: ", last));
   }
-  const auto create = reinterpret_cast<OpsModuleCreator>(dlsym(module, "phalanx_create_ops"));
-  if (create == nullptr) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(library, " has no phalanx_create_ops: it is no module of ours"));
-  }
+  PHX_ASSIGN_OR_RETURN(const OpsModuleCreator create, CreatorOf(module, library));
   absl::StatusOr<std::unique_ptr<Ops>> ops = absl::UnknownError("not made");
-  create(kVersion, &options, &ops);
+  create(&options, &ops);
   return ops;
 }
 

@@ -1,20 +1,14 @@
-// The one symbol of the module.
-#include <cstring>
+// What the module shows.
 #include <utility>
 
-#include "absl/strings/str_cat.h"
-#include "base/version.h"
 #include "kernels/backends.h"
 #include "kernels/cuda/runtime.h"
+#include "kernels/module_interface.h"
 
 namespace phalanx::cuda {
 namespace {
 
-absl::StatusOr<std::unique_ptr<Ops>> Create(const char* version, const OpsOptions& options) {
-  if (std::strcmp(version, kVersion) != 0) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the CUDA module is of version ", kVersion, ", the program of ", version));
-  }
+absl::StatusOr<std::unique_ptr<Ops>> Create(const OpsOptions& options) {
 #ifdef PHALANX_CUDA_EMULATED
   return CreateCudaOps(CreateEmulatedRuntime(), options);
 #else
@@ -27,8 +21,11 @@ absl::StatusOr<std::unique_ptr<Ops>> Create(const char* version, const OpsOption
 }  // namespace
 }  // namespace phalanx::cuda
 
+extern "C" __attribute__((visibility("default"))) const char* phalanx_module_interface() {
+  return phalanx::kModuleInterface;
+}
+
 extern "C" __attribute__((visibility("default"))) void phalanx_create_ops(
-    const char* version, const phalanx::OpsOptions* options,
-    absl::StatusOr<std::unique_ptr<phalanx::Ops>>* result) {
-  *result = phalanx::cuda::Create(version, *options);
+    const phalanx::OpsOptions* options, absl::StatusOr<std::unique_ptr<phalanx::Ops>>* result) {
+  *result = phalanx::cuda::Create(*options);
 }
