@@ -67,4 +67,26 @@ absl::StatusOr<FastInput> ReadFastInput(Runtime& runtime, const char* call, cons
   return FastInput{pack.out, columns.stride, true};
 }
 
+absl::StatusOr<RowMajorGemmArgs> GroupedArgs(Runtime& runtime, const GroupedMatmulParams& p,
+                                             const ExpertListArgs& list, const FastColumns& columns,
+                                             int64_t n, void* y, int64_t y_stride, Scratch* packed) {
+  PHX_ASSIGN_OR_RETURN(const FastInput input, ReadFastInput(runtime, "GroupedMatmul", p.x, columns, packed));
+  RowMajorGemmArgs args;
+  args.weight_stride = columns.stride;
+  args.n = static_cast<int>(n);
+  args.k = static_cast<int>(columns.k);
+  args.x = input.x;
+  args.x_stride = input.stride;
+  args.rows = list.num_tokens;
+  args.y = y;
+  args.y_stride = y_stride;
+  args.y_fp32 = p.weights != nullptr;
+  args.expert_weights = list.expert_weights;
+  args.num_experts = list.num_experts;
+  args.counts = list.counts;
+  args.row_map = list.row_map;
+  args.y_map = list.y_map;
+  return args;
+}
+
 }  // namespace phalanx::cuda

@@ -46,5 +46,10 @@ struct FastInput {
 // x itself, or what is packed of it into `packed`.
 absl::StatusOr<FastInput> ReadFastInput(Runtime& runtime, const char* call, const Matrix& x,
                                         const FastColumns& columns, Scratch* packed);
+// Of grouped products with weights of `n` rows and these columns, what does not depend on their elements; x
+// as above.
+absl::StatusOr<RowMajorGemmArgs> GroupedArgs(Runtime& runtime, const GroupedMatmulParams& p,
+                                             const ExpertListArgs& list, const FastColumns& columns,
+                                             int64_t n, void* y, int64_t y_stride, Scratch* packed);
 
 }  // namespace phalanx::cuda

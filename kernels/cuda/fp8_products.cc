@@ -361,27 +361,12 @@ absl::Status Fp8Products::Product(const char* call, const Matrix& x, const Fp8We
 
 absl::Status Fp8Products::Grouped(const GroupedMatmulParams& p, const ExpertListArgs& list,
                                   const Fp8Weight& any, void* y, int64_t y_stride) {
-  const FastColumns& columns = any.columns_;
-  PHX_ASSIGN_OR_RETURN(const FastInput input,
-                       ReadFastInput(*runtime_, "GroupedMatmul", p.x, columns, &packed_x_));
   Fp8GemmArgs args;
-  args.weight_stride = columns.stride;
+  PHX_ASSIGN_OR_RETURN(static_cast<RowMajorGemmArgs&>(args),
+                       GroupedArgs(*runtime_, p, list, any.columns_, any.n_, y, y_stride, &packed_x_));
   args.scaling = any.scaling_;
-  args.scale_stride = Fp8ScaleStride(columns.k);
+  args.scale_stride = Fp8ScaleStride(any.columns_.k);
   args.expert_scales = any.scales_at_[0];
-  args.n = static_cast<int>(any.n_);
-  args.k = static_cast<int>(columns.k);
-  args.x = input.x;
-  args.x_stride = input.stride;
-  args.rows = list.num_tokens;
-  args.y = y;
-  args.y_stride = y_stride;
-  args.y_fp32 = p.weights != nullptr;
-  args.expert_weights = list.expert_weights;
-  args.num_experts = list.num_experts;
-  args.counts = list.counts;
-  args.row_map = list.row_map;
-  args.y_map = list.y_map;
   return runtime_->ToStatus(LaunchFp8Gemm(args, half_, runtime_->stream()), "GroupedMatmul");
 }
 

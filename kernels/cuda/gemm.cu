@@ -65,12 +65,7 @@ PHX_GLOBAL void PHX_BOUNDS(256, 1) GemmCombine(GemmArgs p) {
   } else if (p.bias != nullptr) {
     sum = Add(sum, p.bias[n]);
   }
-  const int64_t to = tree * p.tree_stride + row * p.y_stride + n;
-  if (p.y_fp32) {
-    static_cast<float*>(p.y)[to] = sum;
-  } else {
-    static_cast<uint16_t*>(p.y)[to] = FromFloat<kHalf>(sum);
-  }
+  StoreSum<kHalf>(p.y, p.y_fp32, tree * p.tree_stride + row * p.y_stride + n, sum);
 }
 
 // A thread takes 8 columns.

@@ -220,18 +220,6 @@ PHX_DEVICE void Store(const float (&acc)[Shape::kOutM][Shape::kN][4], void* y, i
   }
 }
 
-template <class Shape>
-PHX_DEVICE void Clear(float (&acc)[Shape::kM][Shape::kN][4]) {
-  PHX_UNROLL
-  for (int m = 0; m < Shape::kM; ++m) {
-    PHX_UNROLL
-    for (int j = 0; j < Shape::kN; ++j) {
-      PHX_UNROLL
-      for (int i = 0; i < 4; ++i) acc[m][j][i] = 0;
-    }
-  }
-}
-
 // to = a + b.
 template <class Shape>
 PHX_DEVICE void Sum(float (&to)[Shape::kM][Shape::kN][4], const float (&a)[Shape::kM][Shape::kN][4],
@@ -276,7 +264,7 @@ PHX_GLOBAL void PHX_BOUNDS(Shape::kThreads, 1) GemmSplit(GemmArgs p) {
       {p, p.weight, nullptr, first_tile, first_token, p.rows, segment, segment + 1}};
   pipeline.Start();
   float acc[Shape::kM][Shape::kN][4];
-  Clear<Shape>(acc);
+  Clear(acc);
   const int blocks = p.segments[segment].blocks;
   for (int b = 0; b < blocks; ++b) pipeline.Step(acc);
   if (p.partials != nullptr) {
@@ -309,10 +297,10 @@ PHX_GLOBAL void PHX_BOUNDS(Shape::kThreads, 1) GemmWhole(GemmArgs p) {
   float total[Shape::kM][Shape::kN][4];
   float stack[Shape::kLevels > 0 ? Shape::kLevels : 1][Shape::kM][Shape::kN][4];
   for (int shard = first_shard; shard < end_shard; ++shard) {
-    Clear<Shape>(total);
+    Clear(total);
     const int begin = p.shard_begin[shard];
     for (int s = begin; s < p.shard_begin[shard + 1]; ++s) {
-      Clear<Shape>(acc);
+      Clear(acc);
       const int blocks = p.segments[s].blocks;
       for (int b = 0; b < blocks; ++b) pipeline.Step(acc);
       if (s == begin) {

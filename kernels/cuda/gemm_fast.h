@@ -9,12 +9,11 @@ namespace phalanx::cuda {
 inline constexpr int kFastBlock = 64;   // columns that a row of a weight is padded to
 inline constexpr int kSkinnyRows = 16;  // rows of x up to which LaunchFastGemm is the way
 
-// y = x W^T (+ bias), sums in fp32, rounded once.
-struct FastGemmArgs {
-  const uint16_t* weight = nullptr;  // [n, weight_stride], 16-byte aligned
-  int64_t weight_stride = 0;         // a multiple of kFastBlock, at least k
+// y = x W^T (+ bias), sums in fp32, rounded once: what does not depend on the weight's elements.
+struct RowMajorGemmArgs {
+  int64_t weight_stride = 0;  // a multiple of the kernel's blocks of columns, at least k
   int n = 0;
-  // Columns. Of x exactly these are read; those of the weight up to the next multiple of kFastBlock are zero.
+  // Columns. Of x exactly these are read; those of the weight up to the next multiple of a block are zero.
   int k = 0;
   const uint16_t* x = nullptr;  // 16-byte aligned, the stride a multiple of 8
   int64_t x_stride = 0;
@@ -29,6 +28,11 @@ struct FastGemmArgs {
   const int32_t* counts = nullptr;
   const int32_t* row_map = nullptr;
   const int32_t* y_map = nullptr;
+};
+
+// Blocks of kFastBlock columns.
+struct FastGemmArgs : RowMajorGemmArgs {
+  const uint16_t* weight = nullptr;  // [n, weight_stride], 16-byte aligned
 };
 int LaunchFastGemm(const FastGemmArgs& args, bool half, void* stream);
 

@@ -181,23 +181,9 @@ absl::Status FastProducts::Grouped(const GroupedMatmulParams& p, const PackedWei
     return fp8_->Grouped(p, list, *fp8, y, y_stride);
   }
   const auto& any = dynamic_cast<const FastWeight&>(weight);
-  PHX_ASSIGN_OR_RETURN(const FastInput input,
-                       ReadFastInput(*runtime_, "GroupedMatmul", p.x, any.columns(), &packed_x_));
   FastGemmArgs args;
-  args.weight_stride = any.columns().stride;
-  args.n = static_cast<int>(any.n());
-  args.k = static_cast<int>(input.packed ? RoundUp(any.k(), kFastBlock) : any.k());
-  args.x = input.x;
-  args.x_stride = input.stride;
-  args.rows = list.num_tokens;
-  args.y = y;
-  args.y_stride = y_stride;
-  args.y_fp32 = p.weights != nullptr;
-  args.expert_weights = weights;
-  args.num_experts = num_experts;
-  args.counts = list.counts;
-  args.row_map = list.row_map;
-  args.y_map = list.y_map;
+  PHX_ASSIGN_OR_RETURN(static_cast<RowMajorGemmArgs&>(args),
+                       GroupedArgs(*runtime_, p, list, any.columns(), any.n(), y, y_stride, &packed_x_));
   return runtime_->ToStatus(LaunchFastGemm(args, half_, runtime_->stream()), "GroupedMatmul");
 }
 

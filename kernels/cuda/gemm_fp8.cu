@@ -10,34 +10,16 @@
 //
 // Fp8Rows is bound by memory: x is read twice (again from the cache) where one scale is for a whole row. What
 // comes out of a norm the norm quantises itself (norm.cuh).
-#include "kernels/cuda/device.h"
-#include "kernels/cuda/fp8_rows.cuh"
 #include "kernels/cuda/gemm_fp8.h"
-#include "kernels/cuda/rows.cuh"
+
+#include "kernels/cuda/fp8_rows.cuh"
+#include "kernels/cuda/gemm_fast.cuh"
 
 namespace phalanx::cuda {
 namespace {
 
-template <int kGroups_, int kStages_, int kTeamWarps_>
-struct Fp8Shape {
-  static constexpr int kGroups = kGroups_;        // of 8 tokens
-  static constexpr int kTeamWarps = kTeamWarps_;  // that share a pipeline, each with rows of its own
-  static constexpr int kStages = kStages_;
-  static constexpr int kTokens = kGroups * 8;
-  static constexpr int kTiles = 2;  // of 16 rows of W, a warp
-  static constexpr int kWarpRows = kTiles * 16;
-  static constexpr int kRows = kWarpRows * kTeamWarps;
-  static constexpr int kWarps = 4;
-  static constexpr int kTeams = kWarps / kTeamWarps;  // that take blocks of columns in turn
-  static constexpr int kTeamThreads = kTeamWarps * kWarpSize;
-  static constexpr int kThreads = kWarps * kWarpSize;
-  static constexpr int kWeightBytes = kRows * kFp8Block;
-  static constexpr int kStageBytes = kWeightBytes + kTokens * kFp8Block * 2;
-  static constexpr int kSharedBytes = kStageBytes * kStages * kTeams;
-  static constexpr int kPitch = kWarpRows + 4;  // floats of a token's sums in the epilogue
-  static_assert(kWarps * kTokens * kPitch * 4 <= kSharedBytes);
-  static_assert(kFp8Block % kRows == 0);  // a block of scales has all of a block's rows
-};
+template <int kGroups, int kStages, int kTeamWarps>
+using Fp8Shape = RowMajorShape<kGroups, kStages, kTeamWarps, kFp8Block, 1>;
 
 // Byte offsets of 16-byte units in a stage: rows of 128 bytes of which 4 neighbouring units are read from 2
 // rows at once, and rows of 256 bytes of which every other is.
@@ -77,12 +59,8 @@ struct Fp8Loader {
       PHX_UNROLL
       for (int i = 0; i < Shape::kTokens * 16 / Shape::kTeamThreads; ++i) {
         const int token = i * (Shape::kTeamThreads / 16) + thread / 16, unit = thread % 16;
-        const int row = first_token + token, column = block * kFp8Block + unit * 8;
-        const int left = row < num_rows ? (p.k - column) * 2 : 0;
-        const int bytes = left < 0 ? 0 : left > 16 ? 16 : left;
-        const int64_t x_row = bytes == 0 ? 0 : row_map != nullptr ? row_map[row] : row;
-        CopyAsync(stage + Shape::kWeightBytes + TokenAt(token, unit),
-                  p.x + (bytes == 0 ? 0 : x_row * p.x_stride + column), bytes);
+        LoadX(stage + Shape::kWeightBytes + TokenAt(token, unit), p, row_map, num_rows, first_token + token,
+              block * kFp8Block + unit * 8);
       }
       block += Shape::kTeams;
     }
@@ -138,31 +116,16 @@ PHX_DEVICE void MultiplyFp8(const char* stage, float (&acc)[Shape::kTiles][Shape
   }
 }
 
-template <class Shape>
-PHX_DEVICE void Clear(float (&acc)[Shape::kTiles][Shape::kGroups][4]) {
-  PHX_UNROLL
-  for (int m = 0; m < Shape::kTiles; ++m) {
-    PHX_UNROLL
-    for (int j = 0; j < Shape::kGroups; ++j) {
-      PHX_UNROLL
-      for (int i = 0; i < 4; ++i) acc[m][j][i] = 0;
-    }
-  }
-}
-
-// Blocks: (rows of W, tokens, experts).
 template <class Shape, bool kHalf, bool kBlocks>
 PHX_GLOBAL void PHX_BOUNDS(Shape::kThreads, 1) Fp8Gemm(Fp8GemmArgs p) {
   WaitForPrevious();
-  const int lane = ThreadIndex() % kWarpSize, warp = ThreadIndex() / kWarpSize;
-  const int team = warp / Shape::kTeamWarps;
+  static_assert(kFp8Block % Shape::kRows == 0);  // a block of scales has all of a block's rows
+  const int team = ThreadIndex() / Shape::kTeamThreads, expert = BlockZ();
   const int first_row = BlockX() * Shape::kRows, first_token = BlockY() * Shape::kTokens;
-  const bool grouped = p.expert_weights != nullptr;
-  const int expert = BlockZ();
-  const int num_rows = grouped ? p.counts[expert] : p.rows;
+  const int num_rows = NumRows(p, expert);
   if (first_token >= num_rows) return;
-  const int32_t* row_map = grouped ? p.row_map + static_cast<int64_t>(expert) * p.rows : nullptr;
-  const int32_t* y_map = grouped ? p.y_map + static_cast<int64_t>(expert) * p.rows : nullptr;
+  const int32_t* row_map = MapOf(p, p.row_map, expert);
+  const bool grouped = p.expert_weights != nullptr;
   const auto* weight = grouped ? reinterpret_cast<const uint8_t*>(p.expert_weights[expert]) : p.weight;
   const auto* scales = grouped ? reinterpret_cast<const float*>(weight + p.expert_scales) : p.scales;
   if constexpr (kBlocks) scales += first_row / kFp8Block * p.scale_stride;
@@ -172,7 +135,7 @@ PHX_GLOBAL void PHX_BOUNDS(Shape::kThreads, 1) Fp8Gemm(Fp8GemmArgs p) {
   PHX_UNROLL
   for (int i = 0; i < Shape::kStages - 1; ++i) loader.Load(stages + i * Shape::kStageBytes);
   float acc[Shape::kTiles][Shape::kGroups][4];
-  Clear<Shape>(acc);
+  Clear(acc);
   int slot = 0;
   for (int block = team; block < num_blocks; block += Shape::kTeams) {
     const float scale = kBlocks ? scales[block] : 1.0f;
@@ -182,7 +145,7 @@ PHX_GLOBAL void PHX_BOUNDS(Shape::kThreads, 1) Fp8Gemm(Fp8GemmArgs p) {
     loader.Load(stages + (slot == 0 ? Shape::kStages - 1 : slot - 1) * Shape::kStageBytes);
     if constexpr (kBlocks) {
       float part[Shape::kTiles][Shape::kGroups][4];
-      Clear<Shape>(part);
+      Clear(part);
       MultiplyFp8<Shape, kHalf>(stages + slot * Shape::kStageBytes, part);
       PHX_UNROLL
       for (int m = 0; m < Shape::kTiles; ++m) {
@@ -197,52 +160,15 @@ PHX_GLOBAL void PHX_BOUNDS(Shape::kThreads, 1) Fp8Gemm(Fp8GemmArgs p) {
     }
     slot = slot == Shape::kStages - 1 ? 0 : slot + 1;
   }
-
-  auto* sums = reinterpret_cast<float*>(SharedMemory());
-  WaitCopies<0>();
-  if (!PHX_FAULT(kGemmNoEpilogueBarrier)) SyncThreads();
-  PHX_UNROLL
-  for (int m = 0; m < Shape::kTiles; ++m) {
-    PHX_UNROLL
-    for (int j = 0; j < Shape::kGroups; ++j) {
-      PHX_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int token = j * 8 + lane % 4 * 2 + i % 2, row = m * 16 + lane / 4 + i / 2 * 8;
-        sums[(warp * Shape::kTokens + token) * Shape::kPitch + row] = acc[m][j][i];
-      }
-    }
-  }
-  SyncThreads();
-  for (int at = ThreadIndex(); at < Shape::kTokens * Shape::kRows; at += Shape::kThreads) {
-    const int token = at / Shape::kRows, row = at % Shape::kRows;
-    const int n = first_row + row, t = first_token + token;
-    if (n >= p.n || t >= num_rows) continue;
-    const int at_row = row % Shape::kWarpRows, member = row / Shape::kWarpRows;
-    float sum = sums[(member * Shape::kTokens + token) * Shape::kPitch + at_row];
-    PHX_UNROLL
-    for (int w = Shape::kTeamWarps; w < Shape::kWarps; w += Shape::kTeamWarps) {
-      sum = Add(sum, sums[((w + member) * Shape::kTokens + token) * Shape::kPitch + at_row]);
-    }
-    if constexpr (!kBlocks) sum = Mul(sum, scales[n]);
-    if (p.bias != nullptr) sum = Add(sum, p.bias[n]);
-    const int64_t to = (y_map != nullptr ? y_map[t] : t) * p.y_stride + n;
-    if (p.y_fp32) {
-      static_cast<float*>(p.y)[to] = sum;
-    } else {
-      static_cast<uint16_t*>(p.y)[to] = FromFloat<kHalf>(sum);
-    }
-  }
+  StoreSums<Shape, kHalf>(p, acc, kBlocks ? nullptr : scales, first_row, first_token, num_rows);
 }
 
 template <class Shape, bool kHalf>
 int RunFp8(const Fp8GemmArgs& p, void* stream) {
-  const GridDim grid = {static_cast<unsigned>(CeilDiv(p.n, Shape::kRows)),
-                        static_cast<unsigned>(CeilDiv(p.rows, Shape::kTokens)),
-                        static_cast<unsigned>(p.expert_weights != nullptr ? p.num_experts : 1)};
   return LaunchKernel(
       "Fp8Gemm",
-      p.scaling == Fp8Scaling::kBlocks ? Fp8Gemm<Shape, kHalf, true> : Fp8Gemm<Shape, kHalf, false>, grid,
-      Shape::kThreads, Shape::kSharedBytes, stream, p);
+      p.scaling == Fp8Scaling::kBlocks ? Fp8Gemm<Shape, kHalf, true> : Fp8Gemm<Shape, kHalf, false>,
+      RowMajorGrid<Shape>(p), Shape::kThreads, Shape::kSharedBytes, stream, p);
 }
 
 template <bool kHalf>

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/gemm_fast.h"
 #include "kernels/cuda/kernels.h"
 
 namespace phalanx::cuda {
@@ -11,31 +12,14 @@ namespace phalanx::cuda {
 // Columns of a block: what one scale reads in the form of blocks, and what parts of a row are filled up to.
 inline constexpr int kFp8Block = 128;
 
-// y = x W^T (+ bias) of 16-bit x, sums in fp32, rounded once: for few rows of x.
-struct Fp8GemmArgs {
+// For few rows of x, in blocks of kFp8Block columns.
+struct Fp8GemmArgs : RowMajorGemmArgs {
   const uint8_t* weight = nullptr;  // [n, weight_stride] e4m3 without NaN, 16-byte aligned
-  int64_t weight_stride = 0;        // a multiple of kFp8Block, at least k
   Fp8Scaling scaling = Fp8Scaling::kRows;
   // [n], or [ceil(n / 128), scale_stride].
   const float* scales = nullptr;
   int64_t scale_stride = 0;
-  int n = 0;
-  // Columns. Of x exactly these are read; those of the weight up to the next multiple of kFp8Block are zero.
-  int k = 0;
-  const uint16_t* x = nullptr;  // 16-byte aligned, the stride a multiple of 8
-  int64_t x_stride = 0;
-  int rows = 0;
-  const float* bias = nullptr;
-  void* y = nullptr;
-  int64_t y_stride = 0;
-  bool y_fp32 = false;
-  // Grouped products, as in GemmArgs; an expert's scales lie expert_scales bytes behind its weight's begin.
-  const uint16_t* const* expert_weights = nullptr;
-  int64_t expert_scales = 0;
-  int num_experts = 0;
-  const int32_t* counts = nullptr;
-  const int32_t* row_map = nullptr;
-  const int32_t* y_map = nullptr;
+  int64_t expert_scales = 0;  // grouped: bytes from the begin of an expert's weight to its scales
 };
 int LaunchFp8Gemm(const Fp8GemmArgs& args, bool half, void* stream);
 

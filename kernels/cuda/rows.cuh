@@ -85,6 +85,29 @@ PHX_DEVICE float GatedSums(float gate, float up) {
   return Gated(ToFloat<kHalf>(FromFloat<kHalf>(gate)), ToFloat<kHalf>(FromFloat<kHalf>(up)));
 }
 
+// One output of a product, in the form of y.
+template <bool kHalf>
+PHX_DEVICE void StoreSum(void* y, bool fp32, int64_t at, float sum) {
+  if (fp32) {
+    static_cast<float*>(y)[at] = sum;
+  } else {
+    static_cast<uint16_t*>(y)[at] = FromFloat<kHalf>(sum);
+  }
+}
+
+// A warp's sums of m16n8k16.
+template <int kTiles, int kGroups>
+PHX_DEVICE void Clear(float (&acc)[kTiles][kGroups][4]) {
+  PHX_UNROLL
+  for (int m = 0; m < kTiles; ++m) {
+    PHX_UNROLL
+    for (int j = 0; j < kGroups; ++j) {
+      PHX_UNROLL
+      for (int i = 0; i < 4; ++i) acc[m][j][i] = 0;
+    }
+  }
+}
+
 inline int CeilDiv(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
 }  // namespace phalanx::cuda
