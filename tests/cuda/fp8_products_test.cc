@@ -16,8 +16,7 @@
 #include "kernels/dequantize.h"
 #include "tests/cuda/fake_cublaslt.h"
 #include "tests/cuda/fp8_formula.h"
-#include "tests/cuda/fp8_weights.h"
-#include "tests/kernels/ops_testing.h"
+#include "tests/kernels/quantised_testing.h"
 
 namespace phalanx::cuda {
 namespace {
@@ -26,6 +25,16 @@ using testing::AllOf;
 using testing::Each;
 using testing::HasSubstr;
 using testing::Not;
+
+enum class Kind { kNone, kTensor, kRow, kBlock };
+
+Stored Make(Random& random, Kind kind, int64_t rows, int64_t cols) {
+  const int64_t block_rows = kind == Kind::kNone     ? 0
+                             : kind == Kind::kTensor ? rows
+                             : kind == Kind::kRow    ? 1
+                                                     : 128;
+  return StoredFp8(random, rows, cols, 0x7f, block_rows, kind == Kind::kBlock ? 128 : cols, 0.01f);
+}
 
 class Fp8Test : public testing::Test {
  protected:
@@ -49,19 +58,9 @@ class Fp8Test : public testing::Test {
     return OrDie(CreateCudaOps(CreateEmulatedRuntime(), options, table));
   }
   static std::vector<float> Product(Ops& ops, const PackedWeight& weight, const std::vector<float>& x,
-                                    int64_t rows, bool y_fp32 = true, const float* bias = nullptr,
+                                    int64_t rows, bool y_fp32 = true, const std::vector<float>& bias = {},
                                     int64_t y_padding = 16) {
-    DeviceMatrix x_m(ops, rows, weight.k(), x, rows % 3);
-    if (!weight.subtrees().empty()) {
-      const auto size = static_cast<size_t>(rows * weight.n()) * weight.subtrees().size();
-      DeviceArray<float> sums(ops, std::vector<float>(size, kNan));
-      EXPECT_TRUE(ops.ShardedMatmul({x_m.view(), &weight, sums.data()}).ok());
-      return sums.Get();
-    }
-    DeviceMatrix y(ops, rows, weight.n(), y_padding, y_fp32);
-    const absl::Status status = ops.Matmul({x_m.view(), &weight, bias, y.view(), y_fp32});
-    EXPECT_TRUE(status.ok()) << status.ToString();
-    return y.Get();
+    return ComputeProduct(ops, weight, x, rows, {y_fp32, y_padding, bias});
   }
   int Lines(const std::string& what) const {
     int lines = 0;
@@ -146,14 +145,12 @@ TEST_F(Fp8Test, ManyRowsAreMultipliedByTheLibrary) {
       EXPECT_EQ(TheFakeCublasLt().fast_sums, std::vector<bool>(TheFakeCublasLt().fast_sums.size(), !blocks))
           << what;
       EXPECT_GE(TheFakeCublasLt().fast_sums.size(), 2u) << what;
-      DeviceArray<float> bias_d(*ops_, bias);
       Expected with_bias = want;
       for (size_t i = 0; i < want.exact.size(); ++i) {
         with_bias.exact[i] += bias[i % n];
         with_bias.quantised[i] += bias[i % n];
       }
-      ExpectProduct(with_bias, Product(*ops_, *weight, x, rows, false, bias_d.data()), 0, 1.0 / 256,
-                    what + ", bias");
+      ExpectProduct(with_bias, Product(*ops_, *weight, x, rows, false, bias), 0, 1.0 / 256, what + ", bias");
     }
   }
   EXPECT_EQ(log_.str(), "");
@@ -207,8 +204,7 @@ TEST_F(Fp8Test, FewRowsAreOurOwnKernels) {
       const Stored m = Make(random, kind, n, k);
       TheFakeCublasLt().has_fp8 = true;
       const auto weight = OrDie(ops_->PackWeight(Whole(m.source())));
-      std::vector<float> wide(n * k);
-      DequantizeTile(m.source(), {0, n}, {0, k}, wide.data(), k);
+      const std::vector<float> wide = m.Widened();
       // More rows of it are what the library has nothing for.
       TheFakeCublasLt().has_fp8 = false;
       for (const int64_t rows : {5, 16, 34, 70}) {
@@ -362,7 +358,7 @@ TEST_F(Fp8Test, WhatTheLibraryDoesNotTakeStaysAsItWas) {
   // A NaN has no code that our own kernel reads.
   TheFakeCublasLt().has_fp8 = true;
   Stored m = Make(random, Kind::kRow, 32, 64);
-  m.codes[5 * 64 + 3] = 0xff;
+  m.bytes[5 * 64 + 3] = 0xff;
   const auto weight = OrDie(ops_->PackWeight(Whole(m.source())));
   const std::vector<float> y = Product(*ops_, *weight, random.Normal(20 * 64), 20);
   for (int64_t i = 0; i < 20 * 32; ++i) EXPECT_EQ(std::isnan(y[static_cast<size_t>(i)]), i % 32 == 5) << i;
@@ -385,7 +381,7 @@ TEST_F(Fp8Test, WithoutAnAlgorithmForSoManyRowsOurOwnKernelRuns) {
     EXPECT_EQ(Lines("has no algorithm for FP8 products of N 160, K 320, 40 rows"), 1) << log_.str();
     // Nor where rows of y begin anywhere.
     TheFakeCublasLt().has_fp8 = true;
-    EXPECT_TRUE(SameBits(Product(*ops_, *weight, x, 40, true, nullptr, 3), y));
+    EXPECT_TRUE(SameBits(Product(*ops_, *weight, x, 40, true, {}, 3), y));
     EXPECT_THAT(TheFakeCublasLt().runs, testing::IsEmpty());
     x.resize(16 * 320);
     const std::vector<float> few = Product(*ops_, *weight, x, 16);
@@ -454,24 +450,16 @@ TEST_F(Fp8Test, Experts) {
           Product(*ops_, *experts[static_cast<size_t>(ids.back())], Rows(x, k, t, t + 1), 1, false);
       want.insert(want.end(), row.begin(), row.end());
     }
-    DeviceMatrix x_m(*ops_, rows, k, x), y(*ops_, rows, n);
-    DeviceArray<int32_t> ids_a(*ops_, ids);
-    GroupedMatmulParams p;
-    p.x = x_m.view();
-    p.experts = experts;
-    p.ids = ids_a.data();
-    p.top_k = 1;
-    p.num_tokens = rows;
-    p.y = y.view();
-    ASSERT_TRUE(ops_->GroupedMatmul(p).ok());
-    EXPECT_TRUE(SameBits(want, y.Get()));
+    const auto y = GroupedProduct(*ops_, experts, x, ids);
+    ASSERT_TRUE(y.ok()) << y.status().ToString();
+    EXPECT_TRUE(SameBits(want, *y));
     const std::vector<float> plain = random.Normal(n * k);
     const Stored other = Make(random, kind == Kind::kRow ? Kind::kBlock : Kind::kRow, n, k);
     for (const WeightSource& source : {WeightSource{plain.data(), DType::kF32, n, k}, other.source()}) {
       const auto odd = OrDie(ops_->PackWeight(Whole(source)));
       experts[1] = odd.get();
-      p.experts = experts;
-      EXPECT_THAT(std::string(ops_->GroupedMatmul(p).message()), HasSubstr("kept in several formats"));
+      EXPECT_THAT(std::string(GroupedProduct(*ops_, experts, x, ids).status().message()),
+                  HasSubstr("kept in several formats"));
     }
   }
 }

@@ -1,7 +1,7 @@
 // Conformance of products with quantised weights: those that a backend widens, or makes 16 bits wide on the
 // way to its products, have the bits of the widened weight wherever columns stay in order.
-#include "kernels/dequantize.h"
 #include "tests/kernels/ops_fixture.h"
+#include "tests/kernels/quantised_testing.h"
 
 namespace phalanx {
 namespace {
@@ -29,37 +29,6 @@ std::string NameOf(Kind kind) {
   return names[static_cast<int>(kind)];
 }
 
-struct Stored {
-  DType dtype = DType::kF32;
-  int64_t rows = 0, cols = 0;
-  std::vector<uint8_t> bytes;
-  std::vector<uint16_t> half_scales;
-  std::vector<float> scales;
-  std::vector<int32_t> zeros, group_of;
-  WeightScales f8;
-  WeightGroups int4;
-
-  WeightSource source() const {
-    WeightSource s{bytes.data(), dtype, rows, cols};
-    s.scales = f8;
-    if (f8.block_rows > 0) s.scales.data = scales.data();
-    if (dtype == DType::kAwq || dtype == DType::kGptq) {
-      s.stored_rows = rows;
-      s.groups = int4;
-      s.groups.scales = half_scales.data();
-      s.groups.zeros = zeros.data();
-      if (!group_of.empty()) s.groups.group_of = group_of.data();
-    }
-    return s;
-  }
-  // The same as fp32.
-  std::vector<float> Widened() const {
-    std::vector<float> values(static_cast<size_t>(rows * cols));
-    DequantizeTile(source(), {0, rows}, {0, cols}, values.data(), cols);
-    return values;
-  }
-};
-
 // Elements of order one.
 Stored Make(Random& random, Kind kind, int64_t rows, int64_t cols, int64_t group = 64) {
   Stored m;
@@ -71,17 +40,12 @@ Stored Make(Random& random, Kind kind, int64_t rows, int64_t cols, int64_t group
     return m;
   }
   if (kind <= Kind::kFp8Block) {
-    m.dtype = DType::kF8E4M3;
-    // Any sign, exponents up to that of 1, subnormal ones too.
-    for (int64_t i = 0; i < rows * cols; ++i) {
-      m.bytes.push_back(static_cast<uint8_t>(random.Below(64) + 128 * random.Below(2)));
-    }
-    if (kind == Kind::kFp8) return m;
-    m.f8.block_rows = kind == Kind::kFp8Tensor ? rows : kind == Kind::kFp8Row ? 1 : 32;
-    m.f8.block_cols = kind == Kind::kFp8Block ? group : cols;
-    m.f8.stride = (cols + m.f8.block_cols - 1) / m.f8.block_cols;
-    m.scales = random.Normal((rows + m.f8.block_rows - 1) / m.f8.block_rows * m.f8.stride, 0.7f);
-    return m;
+    // Exponents up to that of 1, subnormal ones too.
+    const int64_t block_rows = kind == Kind::kFp8         ? 0
+                               : kind == Kind::kFp8Tensor ? rows
+                               : kind == Kind::kFp8Row    ? 1
+                                                          : 32;
+    return StoredFp8(random, rows, cols, 64, block_rows, kind == Kind::kFp8Block ? group : cols, 0.7f);
   }
   m.dtype = kind <= Kind::kAwqBf16 ? DType::kAwq : DType::kGptq;
   const auto words = [&](int64_t count) {
@@ -107,29 +71,9 @@ Stored Make(Random& random, Kind kind, int64_t rows, int64_t cols, int64_t group
   return m;
 }
 
-PackWeightParams Whole(const WeightSource& source) {
-  PackWeightParams pack;
-  pack.pieces = {{source, {0, source.rows}}};
-  pack.cols = {0, source.cols};
-  return pack;
-}
-
+// Of many forms of y.
 std::vector<float> Product(Ops& ops, const PackedWeight& weight, const std::vector<float>& x, int64_t rows) {
-  DeviceMatrix x_m(ops, rows, weight.k(), x, rows % 3);
-  if (!weight.subtrees().empty()) {
-    const auto size = static_cast<size_t>(rows * weight.n()) * weight.subtrees().size();
-    DeviceArray<float> sums(ops, std::vector<float>(size, kNan));
-    EXPECT_TRUE(ops.ShardedMatmul({x_m.view(), &weight, sums.data()}).ok());
-    return sums.Get();
-  }
-  DeviceMatrix y(ops, rows, weight.n(), rows % 4, rows % 2 == 0);
-  MatmulParams p;
-  p.x = x_m.view();
-  p.weight = &weight;
-  p.y = y.view();
-  p.y_fp32 = rows % 2 == 0;
-  EXPECT_TRUE(ops.Matmul(p).ok());
-  return y.Get();
+  return ComputeProduct(ops, weight, x, rows, {.y_fp32 = rows % 2 == 0, .y_padding = rows % 4});
 }
 
 class QuantisedTest : public OpsTest {
@@ -272,18 +216,9 @@ TEST_P(QuantisedTest, Experts) {
         const std::vector<float> row = y.Get();
         want.insert(want.end(), row.begin(), row.end());
       }
-      DeviceMatrix x_m(*ops_, rows, k, x), y(*ops_, rows, n);
-      DeviceArray<int32_t> ids_a(*ops_, ids);
-      GroupedMatmulParams p;
-      p.x = x_m.view();
-      p.experts = experts;
-      p.ids = ids_a.data();
-      p.top_k = 1;
-      p.num_tokens = rows;
-      p.y = y.view();
-      const absl::Status status = ops_->GroupedMatmul(p);
-      ASSERT_TRUE(status.ok()) << status.ToString();
-      EXPECT_TRUE(SameBits(want, y.Get())) << NameOf(kind) << " T=" << rows;
+      const auto y = GroupedProduct(*ops_, experts, x, ids);
+      ASSERT_TRUE(y.ok()) << y.status().ToString();
+      EXPECT_TRUE(SameBits(want, *y)) << NameOf(kind) << " T=" << rows;
       if (!device()) continue;
       const std::vector<float> values = m.Widened();
       PackWeightParams pack = Whole({values.data(), DType::kF32, m.rows, k});
@@ -291,8 +226,8 @@ TEST_P(QuantisedTest, Experts) {
       auto other = OrDie(ops_->PackWeight(pack));
       std::vector<const PackedWeight*> mixed = experts;
       mixed[0] = other.get();
-      p.experts = mixed;
-      EXPECT_THAT(std::string(ops_->GroupedMatmul(p).message()), HasSubstr("kept in several formats"));
+      EXPECT_THAT(std::string(GroupedProduct(*ops_, mixed, x, ids).status().message()),
+                  HasSubstr("kept in several formats"));
     }
   }
 }

@@ -11,7 +11,7 @@
 #include "kernels/numeric.h"
 #include "kernels/ops.h"
 #include "tests/kernels/ops_fixture.h"
-#include "tests/kernels/tested_rungs.h"
+#include "tests/kernels/quantised_testing.h"
 
 namespace phalanx {
 namespace {
@@ -78,20 +78,12 @@ float RunProduct(const Arithmetic& a, DType dtype, const uint8_t* row, Range run
   return sum;
 }
 
-struct Matrix8 {  // a stored matrix
-  DType dtype;
-  int64_t rows, cols;
-  std::vector<uint8_t> bytes;
-  const uint8_t* row(int64_t r) const { return bytes.data() + r * RowBytes(dtype, cols); }
-  WeightSource source() const { return {bytes.data(), dtype, rows, cols}; }
-};
-
-Matrix8 RandomMatrix(Random& random, DType dtype, int64_t rows, int64_t cols) {
+Stored RandomMatrix(Random& random, DType dtype, int64_t rows, int64_t cols) {
   return {dtype, rows, cols, RandomBlocks(random, dtype, rows * cols)};
 }
 
 // Rows of the pieces (of one type), outputs [T, N] of each of the weight's subtrees.
-std::vector<float> Specified(const Arithmetic& a, const std::vector<std::pair<const Matrix8*, Range>>& pieces,
+std::vector<float> Specified(const Arithmetic& a, const std::vector<std::pair<const Stored*, Range>>& pieces,
                              const PackWeightParams& pack, const std::vector<float>& x, int64_t rows) {
   std::vector<int64_t> cuts = pack.shard_cuts;
   if (cuts.empty()) cuts = {pack.cols.begin, pack.cols.end};
@@ -111,8 +103,9 @@ std::vector<float> Specified(const Arithmetic& a, const std::vector<std::pair<co
         for (int64_t r = range.begin; r < range.end; ++r) {
           std::vector<float> sums;
           for (size_t i = first; i < first + static_cast<size_t>(tree.count); ++i) {
-            sums.push_back(
-                RunProduct(a, matrix->dtype, matrix->row(r), {cuts[i], cuts[i + 1]}, row, pack.cols.begin));
+            sums.push_back(RunProduct(a, matrix->dtype,
+                                      matrix->bytes.data() + r * RowBytes(matrix->dtype, matrix->cols),
+                                      {cuts[i], cuts[i + 1]}, row, pack.cols.begin));
           }
           for (const MergeStep& step : merges) sums[step.left] += sums[step.right];
           out.push_back(sums[0]);
@@ -128,22 +121,7 @@ std::vector<float> Specified(const Arithmetic& a, const std::vector<std::pair<co
 
 std::vector<float> Computed(Ops& ops, const PackedWeight& weight, const std::vector<float>& x, int64_t rows,
                             const std::vector<float>& bias = {}) {
-  DeviceMatrix x_m(ops, rows, weight.k(), x, rows % 3);
-  if (!weight.subtrees().empty()) {
-    const auto size = static_cast<size_t>(rows * weight.n()) * weight.subtrees().size();
-    DeviceArray<float> sums(ops, std::vector<float>(size, kNan));
-    EXPECT_TRUE(ops.ShardedMatmul({x_m.view(), &weight, sums.data()}).ok());
-    return sums.Get();
-  }
-  DeviceMatrix y(ops, rows, weight.n(), rows % 4);
-  DeviceArray<float> bias_a(ops, bias);
-  MatmulParams p;
-  p.x = x_m.view();
-  p.weight = &weight;
-  p.bias = bias.empty() ? nullptr : bias_a.data();
-  p.y = y.view();
-  EXPECT_TRUE(ops.Matmul(p).ok());
-  return y.Get();
+  return ComputeProduct(ops, weight, x, rows, {.y_padding = rows % 4, .bias = bias});
 }
 
 bool SameOrBothNan(const std::vector<float>& a, const std::vector<float>& b) {
@@ -173,10 +151,8 @@ constexpr DType kTypes[] = {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1};
 TEST_P(QuantisedProducts, EveryNumberOfRows) {
   Random random(1);
   for (const DType dtype : kTypes) {
-    const Matrix8 m = RandomMatrix(random, dtype, 51, 96);
-    PackWeightParams pack;
-    pack.pieces = {{m.source(), {0, m.rows}}};
-    pack.cols = {0, m.cols};
+    const Stored m = RandomMatrix(random, dtype, 51, 96);
+    PackWeightParams pack = Whole(m.source());
     auto weight = OrDie(ops_->PackWeight(pack));
     EXPECT_EQ(weight->n(), 51);
     EXPECT_EQ(weight->k(), 96);
@@ -192,7 +168,7 @@ TEST_P(QuantisedProducts, ShapesPiecesAndBias) {
   Random random(2);
   for (const DType dtype : kTypes) {
     for (const int64_t cols : {32, 576, 1632}) {
-      const Matrix8 a = RandomMatrix(random, dtype, 40, cols), b = RandomMatrix(random, dtype, 19, cols);
+      const Stored a = RandomMatrix(random, dtype, 40, cols), b = RandomMatrix(random, dtype, 19, cols);
       PackWeightParams pack;
       pack.pieces = {{a.source(), {3, 37}}, {b.source(), {0, 0}}, {b.source().Rows({2, 19}), {1, 15}}};
       pack.cols = {0, cols};
@@ -227,7 +203,7 @@ TEST_P(QuantisedProducts, CutsInsideBlocksAndEmptyShards) {
       {5, {33, 34, 95, 256}},
   };
   for (const DType dtype : kTypes) {
-    const Matrix8 m = RandomMatrix(random, dtype, 33, 256);
+    const Stored m = RandomMatrix(random, dtype, 33, 256);
     for (const Case& c : cases) {
       PackWeightParams pack;
       pack.pieces = {{m.source(), {0, m.rows}}};
@@ -253,16 +229,14 @@ TEST_P(QuantisedProducts, Extremes) {
   Random random(4);
   const float kInfinity = std::numeric_limits<float>::infinity();
   for (const DType dtype : kTypes) {
-    Matrix8 m = RandomMatrix(random, dtype, 20, 64);
+    Stored m = RandomMatrix(random, dtype, 20, 64);
     const auto block = static_cast<size_t>(BlockBytes(dtype));
     const size_t head = dtype == DType::kQ4_1 ? 4 : 2;
     for (size_t i = 0; i < 6 * block; ++i) {
       if (i % block < head) continue;
       m.bytes[i] = i / block % 3 == 0 ? 0x80 : i / block % 3 == 1 ? 0x7f : 0xff;
     }
-    PackWeightParams pack;
-    pack.pieces = {{m.source(), {0, m.rows}}};
-    pack.cols = {0, m.cols};
+    PackWeightParams pack = Whole(m.source());
     auto weight = OrDie(ops_->PackWeight(pack));
     std::vector<float> x;
     for (const float v :
@@ -290,14 +264,12 @@ TEST_P(QuantisedProducts, Extremes) {
 TEST_P(QuantisedProducts, WeightsAreHeldAsTheyLieInTheFile) {
   Random random(5);
   for (const DType dtype : kTypes) {
-    const Matrix8 m = RandomMatrix(random, dtype, 64, 512);
-    PackWeightParams pack;
-    pack.pieces = {{m.source(), {0, m.rows}}};
-    pack.cols = {0, m.cols};
+    const Stored m = RandomMatrix(random, dtype, 64, 512);
+    PackWeightParams pack = Whole(m.source());
     auto weight = OrDie(ops_->PackWeight(pack));
     EXPECT_EQ(weight->bytes(), static_cast<int64_t>(m.bytes.size())) << DTypeName(dtype);
     // Pieces of several types are widened.
-    const Matrix8 other = RandomMatrix(random, dtype == DType::kQ8_0 ? DType::kQ4_0 : DType::kQ8_0, 64, 512);
+    const Stored other = RandomMatrix(random, dtype == DType::kQ8_0 ? DType::kQ4_0 : DType::kQ8_0, 64, 512);
     pack.pieces.push_back({other.source(), {0, 64}});
     EXPECT_EQ(OrDie(ops_->PackWeight(pack))->bytes(), 2 * 64 * 512 * 2) << DTypeName(dtype);
   }
@@ -306,7 +278,7 @@ TEST_P(QuantisedProducts, WeightsAreHeldAsTheyLieInTheFile) {
 // Experts of a mixture take the same way.
 TEST_P(QuantisedProducts, Experts) {
   Random random(6);
-  const Matrix8 m = RandomMatrix(random, DType::kQ4_0, 48, 64);
+  const Stored m = RandomMatrix(random, DType::kQ4_0, 48, 64);
   std::vector<std::unique_ptr<PackedWeight>> experts;
   std::vector<const PackedWeight*> pointers;
   PackWeightParams pack;
@@ -326,28 +298,17 @@ TEST_P(QuantisedProducts, Experts) {
         Specified(arithmetic_, {{&m, {t % 3 * 16, t % 3 * 16 + 16}}}, pack, Rows(x, 64, t, t + 1), 1);
     want.insert(want.end(), row.begin(), row.end());
   }
-  DeviceMatrix x_m(*ops_, rows, 64, x), y(*ops_, rows, 16);
-  DeviceArray<int32_t> ids_a(*ops_, ids);
-  GroupedMatmulParams p;
-  p.x = x_m.view();
-  p.experts = pointers;
-  p.ids = ids_a.data();
-  p.top_k = 1;
-  p.num_tokens = rows;
-  p.y = y.view();
-  const absl::Status status = ops_->GroupedMatmul(p);
-  ASSERT_TRUE(status.ok()) << status.ToString();
-  EXPECT_TRUE(SameBits(want, y.Get()));
+  const auto y = GroupedProduct(*ops_, pointers, x, ids);
+  ASSERT_TRUE(y.ok()) << y.status().ToString();
+  EXPECT_TRUE(SameBits(want, *y));
 }
 
 // The comparison sees another order of sums, and another width of x.
 TEST_P(QuantisedProducts, PlantedErrorsAreSeen) {
   Random random(7);
   for (const DType dtype : kTypes) {
-    const Matrix8 m = RandomMatrix(random, dtype, 20, 256);
-    PackWeightParams pack;
-    pack.pieces = {{m.source(), {0, m.rows}}};
-    pack.cols = {0, m.cols};
+    const Stored m = RandomMatrix(random, dtype, 20, 256);
+    PackWeightParams pack = Whole(m.source());
     auto weight = OrDie(ops_->PackWeight(pack));
     const std::vector<float> x = random.Normal(3 * m.cols), got = Computed(*ops_, *weight, x, 3);
     Arithmetic backwards = arithmetic_, narrower = arithmetic_;
