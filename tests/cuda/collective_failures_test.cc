@@ -1,5 +1,5 @@
-// What the collectives between devices do when something is wrong: never hang, and say which rank. On the
-// emulator; NCCL is a fake.
+// What only collectives between devices do or suffer; tests/worker/collective/collective_failure_test.cc is
+// theirs, too. On the emulator; NCCL is a fake.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -7,150 +7,25 @@
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
 
-#include "absl/strings/match.h"
-#include "absl/strings/str_cat.h"
 #include "kernels/backends.h"
 #include "kernels/cuda/emulator/simt.h"
 #include "kernels/cuda/nccl_exchange.h"
 #include "tests/cuda/device_group.h"
 #include "tests/cuda/fake_nccl.h"
 #include "tests/kernels/ops_testing.h"
+#include "tests/worker/collective/failures.h"
 #include "tests/worker/collective/group.h"
 
 namespace phalanx {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-void SleepMs(int ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
-
-// "" when `status` has this code and names this, within the time.
-std::string Expect(const absl::Status& status, absl::StatusCode code, const std::string& named,
-                   Clock::time_point start, int64_t max_ms) {
-  const int64_t ms = (Clock::now() - start) / std::chrono::milliseconds(1);
-  if (status.code() != code || !absl::StrContains(status.message(), named)) {
-    return absl::StrCat("got ", status.ToString(), "; wanted ", absl::StatusCodeToString(code), " with ",
-                        named);
-  }
-  return ms <= max_ms ? "" : absl::StrCat("after ", ms, " ms; wanted at most ", max_ms);
-}
-
-std::string ExpectDead(Collective& group, const absl::Status& of) {
-  float x = 0;
-  const absl::Status again[] = {group.Barrier(), group.SumsBuffer(1).status(), group.TreeAllReduce(1, &x),
-                                group.AllGather(&x, 0, &x), group.Broadcast(&x, 4, 0)};
-  for (const absl::Status& status : again) {
-    if (status != of) return absl::StrCat("died of ", of.ToString(), " but now says ", status.ToString());
-  }
-  return "";
-}
-
 class EveryPath : public testing::TestWithParam<Transport> {};
 INSTANTIATE_TEST_SUITE_P(Paths, EveryPath, testing::ValuesIn(TestedTransports()),
                          [](const auto& info) { return ToString(info.param); });
-
-TEST_P(EveryPath, AbortEndsAWaitAndThePeersWaits) {
-  ExpectAllWell(RunGroup(GetParam(), GroupOptions(3, 8), [](Collective& group) -> std::string {
-    if (group.rank() == 0) {
-      Clock::time_point aborted;
-      std::thread other([&] {
-        SleepMs(200);
-        aborted = Clock::now();
-        group.Abort("drained by its owner");
-      });
-      const absl::Status status = group.Barrier();
-      other.join();
-      const std::string wrong =
-          Expect(status, absl::StatusCode::kCancelled, "drained by its owner", aborted, 500);
-      return wrong.empty() ? ExpectDead(group, status) : wrong;
-    }
-    if (group.rank() == 2) SleepMs(400);
-    const Clock::time_point start = Clock::now();
-    absl::Status status = group.Barrier();
-    if (status.ok()) status = group.Barrier();
-    const std::string wrong = Expect(status, absl::StatusCode::kUnavailable,
-                                     "rank 0 left the group: drained by its owner", start, 2000);
-    return wrong.empty() ? ExpectDead(group, status) : wrong;
-  }));
-}
-
-TEST_P(EveryPath, ARankThatClosesIsNamedByAll) {
-  ExpectAllWell(RunGroup(GetParam(), GroupOptions(4, 8), [](Collective& group) -> std::string {
-    for (int i = 0; i < 3; ++i) {
-      if (absl::Status s = group.Barrier(); !s.ok()) return s.ToString();
-    }
-    if (group.rank() == 2) return "";
-    const Clock::time_point start = Clock::now();
-    const absl::Status status = group.Barrier();
-    const std::string wrong =
-        Expect(status, absl::StatusCode::kUnavailable, "rank 2 left the group", start, 2000);
-    return wrong.empty() ? ExpectDead(group, status) : wrong;
-  }));
-}
-
-TEST_P(EveryPath, ARankThatDoesNotComeIsTheEndAtTheDeadline) {
-  CollectiveOptions options = GroupOptions(3, 8);
-  options.timeout_ms = 300;
-  const std::string named = GetParam() == Transport::kNccl      ? "one of the 3 ranks did not come"
-                            : GetParam() == Transport::kVirtual ? "rank 1 of 3 did not come"
-                                                                : "rank 1 of 3 did not come to Barrier";
-  ExpectAllWell(RunGroup(GetParam(), options, [&](Collective& group) -> std::string {
-    if (group.rank() == 1) {
-      SleepMs(900);
-      const absl::Status late = group.Barrier();
-      return late.code() == absl::StatusCode::kDeadlineExceeded ? "" : late.ToString();
-    }
-    const Clock::time_point start = Clock::now();
-    const absl::Status status = group.Barrier();
-    const std::string wrong = Expect(status, absl::StatusCode::kDeadlineExceeded, named, start, 2000);
-    return wrong.empty() ? ExpectDead(group, status) : wrong;
-  }));
-}
-
-// NCCL does not compare calls.
-TEST_P(EveryPath, CallsThatDifferAreNamedByAll) {
-  if (GetParam() == Transport::kNccl) GTEST_SKIP() << "NCCL does not say";
-  ExpectAllWell(RunGroup(GetParam(), GroupOptions(3, 8), [](Collective& group) -> std::string {
-    char data[300] = {};
-    const Clock::time_point start = Clock::now();
-    const absl::Status status = group.Broadcast(data, group.rank() == 2 ? 100 : 99, 0);
-    return Expect(status, absl::StatusCode::kFailedPrecondition,
-                  group.rank() == 2 ? "rank 0 came to Broadcast of 99 bytes from rank 0"
-                                    : "rank 2 came to Broadcast of 100 bytes from rank 0",
-                  start, 2000);
-  }));
-}
-
-TEST_P(EveryPath, WrongArgumentsNameTheValueAndEndTheGroup) {
-  struct Case {
-    const char* named;
-    std::function<absl::Status(Collective&)> call;
-  };
-  static float x[2000];
-  const Case cases[] = {
-      {"SumsBuffer of 1001", [](Collective& g) { return g.SumsBuffer(1001).status(); }},
-      {"TreeAllReduce of 10 elements without", [](Collective& g) { return g.TreeAllReduce(10, x); }},
-      {"AllGather of 1001", [](Collective& g) { return g.AllGather(x, 1001, x); }},
-      {"Broadcast from rank 2", [](Collective& g) { return g.Broadcast(x, 4, 2); }},
-  };
-  for (const Case& c : cases) {
-    SCOPED_TRACE(c.named);
-    ExpectAllWell(RunGroup(GetParam(), GroupOptions(2, 8), [&](Collective& group) -> std::string {
-      const Clock::time_point start = Clock::now();
-      if (group.rank() == 1) {
-        const absl::Status status = c.call(group);
-        const std::string wrong = Expect(status, status.code(), c.named, start, 2000);
-        return wrong.empty() ? ExpectDead(group, status) : wrong;
-      }
-      return Expect(group.Barrier(), absl::StatusCode::kUnavailable, "rank 1 left the group: ", start, 2000);
-    }));
-  }
-}
 
 // The norm in the sums' kernel has the bits of the two calls, with one product and with two.
 TEST_P(EveryPath, SumsWithTheirNormHaveTheBitsOfBothCalls) {
@@ -233,7 +108,7 @@ TEST(NcclPath, AnAsynchronousErrorEndsTheGroupAndSaysWhat) {
     if (group.rank() == 0 && !status.ok()) return status.ToString();
     if (group.rank() == 0) cuda::SetFakeNcclFaults({.async_error = 6});
     while (status.ok() && Clock::now() - start < std::chrono::seconds(5)) status = group.Barrier();
-    return Expect(status, absl::StatusCode::kUnavailable, "NCCL error 6, a fake's error", start, 2000);
+    return Expect(status, absl::StatusCode::kUnavailable, "NCCL error 6, a fake's error", start, 0, 2000);
   }));
   cuda::SetFakeNcclFaults({});
 }
