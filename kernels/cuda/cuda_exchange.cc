@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "kernels/cuda/gemm_fast_products.h"
 #include "kernels/cuda/peers.h"
+#include "kernels/leave_grace.h"
 #include "kernels/ops.h"
 
 namespace phalanx::cuda {
@@ -19,9 +21,6 @@ namespace {
 constexpr int64_t kAlignment = 256;
 constexpr int64_t kSliceUnit = 32;       // elements
 constexpr int64_t kEndTimeoutMs = 5000;  // for kernels to end once they were stopped
-// After this rank has told its peers that it leaves, until what they have mapped is given back: they look
-// every 50 ms and wait 100 more, and then their kernels end at once.
-constexpr int kLeaveGraceMs = 300;
 
 int64_t Aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -95,7 +94,7 @@ class PeerExchange : public Exchange {
       if (r < static_cast<int>(pids_.size())) other_processes_ |= pids_[static_cast<size_t>(r)] != getpid();
       peers.CloseImport(memory_[r]);
     }
-    if (other_processes_) usleep(kLeaveGraceMs * 1000);
+    if (other_processes_) std::this_thread::sleep_for(kLeaveKeep);
     if (memory_[options_.rank] != nullptr) peers.FreeShared(memory_[options_.rank]);
     if (host_ != nullptr) peers.FreeMapped(host_);
     for (void* event : events_) peers.DestroyEvent(event);

@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "kernels/leave_grace.h"
 #include "kernels/ops.h"
 
 namespace phalanx::cuda {
@@ -28,8 +29,6 @@ std::function<void(const std::string&)>& ExitFunction() {
 
 constexpr std::chrono::microseconds kPoll(20);
 constexpr int kSpins = 200;
-// A peer that leaves may have brought to this call all that it needs: then it ends soon.
-constexpr std::chrono::milliseconds kLeaveGrace(500);
 
 }  // namespace
 

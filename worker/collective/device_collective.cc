@@ -10,6 +10,7 @@
 #include "base/logging.h"
 #include "base/mutex.h"
 #include "base/status_macros.h"
+#include "kernels/leave_grace.h"
 #include "kernels/ops.h"
 #include "worker/collective/call.h"
 
@@ -18,9 +19,7 @@ namespace {
 
 constexpr int64_t kHostGatherBytes = 4096;
 constexpr std::chrono::milliseconds kLook(10);
-constexpr int kLooksPerHostLook = 5;
-// A peer that left may have done so behind a call that this rank's device is about to end.
-constexpr std::chrono::milliseconds kLeaveGrace(500);
+constexpr int kLooksPerHostLook = kLeaveLook / kLook;
 
 class DeviceCollective : public Collective {
  public:
