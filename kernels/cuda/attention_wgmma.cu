@@ -259,14 +259,17 @@ struct Consumer {
     for (int tile = 1; tile < tiles.count; ++tile) {
       IssueScores(s);
       IssueOutputs(weights, o, tile - 1);
+      const bool early = PHX_FAULT(kWgmmaEarlyRelease);
+      if (early) Release(k.empty + k.slot);
       WgmmaWait<1>();
       WgmmaHold(s);
-      Release(k.empty + k.slot);
+      if (!early) Release(k.empty + k.slot);
       k.Next<Shape>();
       Soften(s, tile, factor);
+      if (early) Release(v.empty + v.slot);
       WgmmaWait<0>();
       WgmmaHold(o);
-      Release(v.empty + v.slot);
+      if (!early) Release(v.empty + v.slot);
       v.Next<Shape>();
       PHX_UNROLL
       for (int i = 0; i < Shape::kDim / 2; ++i) o[i] = Mul(o[i], factor[i / 2 % 2]);

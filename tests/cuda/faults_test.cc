@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "kernels/backends.h"
+#include "kernels/cuda/emulator/hopper_emulated.h"
 #include "kernels/cuda/emulator/simt.h"
 #include "tests/kernels/ops_testing.h"
 
@@ -153,6 +154,43 @@ TEST_F(FaultsTest, MissingBarrierOfSampling) {
     const std::vector<int32_t> got = ids.Get();
     return std::vector<float>(got.begin(), got.end());
   });
+}
+
+// What the order of lanes hides, as an instruction of the whole warp waits for them all.
+TEST(EmulatorTest, DiesOfAFilledTileThatIsReadWithoutABarrier) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto run = [](bool barrier) {
+    alignas(16) static const uint16_t from[32 * 8] = {};
+    simt::Launch("Tile", {}, {32, 1, 1}, 32 * 16, [barrier] {
+      cuda::WaitForPrevious();
+      char* const own = cuda::SharedMemory() + cuda::ThreadIndex() * 16;
+      cuda::CopyAsync(own, from + cuda::ThreadIndex() * 8, 16);
+      cuda::CommitCopies();
+      cuda::WaitCopies<0>();
+      if (barrier) cuda::SyncWarp();
+      uint32_t r[4];
+      cuda::LdMatrix(r, own);
+    });
+    std::_Exit(0);
+  };
+  EXPECT_EXIT(run(true), testing::ExitedWithCode(0), "");
+  EXPECT_DEATH(run(false), "what cp.async brought, and no barrier lies between");
+}
+TEST(EmulatorTest, DiesOfAnMbarrierThatIsUsedWithoutABarrierBehindItsInitialisation) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto run = [](bool barrier) {
+    simt::Launch("Mbarrier", {}, {32, 1, 1}, 8, [barrier] {
+      cuda::WaitForPrevious();
+      auto* const mbarrier = reinterpret_cast<uint64_t*>(cuda::SharedMemory());
+      if (cuda::ThreadIndex() == 0) cuda::BarrierInit(mbarrier, 32);
+      if (barrier) cuda::SyncThreads();
+      cuda::BarrierArrive(mbarrier);
+      cuda::BarrierWait(mbarrier, 0);
+    });
+    std::_Exit(0);
+  };
+  EXPECT_EXIT(run(true), testing::ExitedWithCode(0), "");
+  EXPECT_DEATH(run(false), "no barrier behind its initialisation");
 }
 
 // Contents of device memory are not checked by the host: on the device they make NaN or nothing, and touch no

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <set>
 
 #include "kernels/cuda/cuda_memory.h"
@@ -175,19 +176,50 @@ TEST_F(HopperTest, AStageThatIsGivenBackTooEarlyIsSeen) {
 }
 
 // Attention of the last rows of a sequence, several tiles long; what lies behind it in its last block is NaN.
-std::vector<float> Attend(Ops& ops, int dim, int block_size) {
+// `whole`: of so many heads that a block takes all tiles, more than there are stages.
+std::vector<float> Attend(Ops& ops, int dim, int block_size, bool whole = false) {
   Random random(4);
-  const int64_t length = 300, rows = 50, blocks = (length + block_size - 1) / block_size;
+  const int64_t length = whole ? 700 : 300, rows = whole ? 20 : 50,
+                blocks = (length + block_size - 1) / block_size;
   std::vector<int32_t> table(static_cast<size_t>(blocks));
   for (int64_t b = 0; b < blocks; ++b) table[b] = static_cast<int32_t>(blocks - 1 - b);
-  const std::vector<int32_t> kv_head_of = {0, 0, 0, 1};
-  PagedKv kv(ops, {1, 2, dim, dim, block_size}, blocks, {10000.0, 0, false, {}, 1.0f}, blocks * block_size);
+  std::vector<int32_t> kv_head_of = {0, 0, 0, 1};
+  if (whole) {
+    kv_head_of.resize(16);
+    std::iota(kv_head_of.begin(), kv_head_of.end(), 0);
+  }
+  const int heads = static_cast<int>(kv_head_of.size()), kv_heads = kv_head_of.back() + 1;
+  PagedKv kv(ops, {1, kv_heads, dim, dim, block_size}, blocks, {10000.0, 0, false, {}, 1.0f},
+             blocks * block_size);
   const int64_t all = blocks * block_size;
-  const std::vector<float> q = random.Normal(all * 4 * dim), k = random.Normal(all * 2 * dim);
-  std::vector<float> v = random.Normal(all * 2 * dim);
-  std::fill(v.begin() + length * 2 * dim, v.end(), kNan);
-  kv.Store(0, 4, q, k, v, Positions(0, all), SlotsOf(table, block_size, 0, all));
-  return kv.Attend(0, kv_head_of, Rows(q, 4 * dim, length - rows, length), length - rows, rows, table);
+  const std::vector<float> q = random.Normal(all * heads * dim), k = random.Normal(all * kv_heads * dim);
+  std::vector<float> v = random.Normal(all * kv_heads * dim);
+  std::fill(v.begin() + length * kv_heads * dim, v.end(), kNan);
+  kv.Store(0, heads, q, k, v, Positions(0, all), SlotsOf(table, block_size, 0, all));
+  return kv.Attend(0, kv_head_of, Rows(q, heads * dim, length - rows, length), length - rows, rows, table);
+}
+
+double MostOff(const std::vector<float>& want, const std::vector<float>& got) {
+  double most = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double off = std::abs(double{want[i]} - got[i]);
+    most = std::isnan(off) ? 1e9 : std::max(most, off);
+  }
+  return most;
+}
+
+TEST_F(HopperTest, StagesOfAttentionAreFilledAgainWhenTheyWereRead) {
+  OpsOptions options;
+  options.device_mode = DeviceMode::kFast;
+  auto ops = OrDie(CreateCudaOps(CreateEmulatedRuntime(), options));
+  auto plain = OrDie(CreateCudaOps(CreateEmulatedRuntime(), OpsOptions()));
+  for (const int dim : {64, 128}) {
+    const std::vector<float> want = Attend(*plain, dim, 32, true);
+    EXPECT_LT(MostOff(want, Attend(*ops, dim, 32, true)), 0.02);
+    simt::SetFault(simt::Fault::kWgmmaEarlyRelease);
+    EXPECT_GT(MostOff(want, Attend(*ops, dim, 32, true)), 0.02);
+    simt::SetFault(simt::Fault::kNone);
+  }
 }
 
 TEST_F(HopperTest, FaultsOfAttentionAreSeen) {
@@ -202,11 +234,7 @@ TEST_F(HopperTest, FaultsOfAttentionAreSeen) {
       simt::SetFault(fault);
       const std::vector<float> got = Attend(*ops, dim, block_size);
       simt::SetFault(simt::Fault::kNone);
-      double most = 0;
-      for (size_t i = 0; i < want.size(); ++i) {
-        const double off = std::abs(double{want[i]} - got[i]);
-        most = std::isnan(off) ? 1e9 : std::max(most, off);
-      }
+      const double most = MostOff(want, got);
       EXPECT_EQ(most > 0.02, fault != simt::Fault::kNone)
           << most << " off, fault " << static_cast<int>(fault) << ", width " << dim;
     }

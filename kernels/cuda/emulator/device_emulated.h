@@ -35,9 +35,7 @@ inline int GridY() { return static_cast<int>(simt::GridSize().y); }
 inline char* SharedMemory() { return simt::SharedMemory(); }
 inline void WaitForPrevious() { simt::WaitForPrevious(); }
 inline void SyncThreads() { simt::SyncThreads(); }
-inline void SyncWarp() {
-  simt::WarpCollective([](void* const*) {}, nullptr);
-}
+inline void SyncWarp() { simt::SyncWarp(); }
 
 template <typename T>
 struct ShuffleOperand {
@@ -180,7 +178,11 @@ inline int AtomicAdd(int* to, int v) {
 inline void AtomicAdd(double* to, double v) { *to += v; }
 
 inline uint32_t LoadAcquireSystem(const uint32_t* from) { return __atomic_load_n(from, __ATOMIC_ACQUIRE); }
-inline void StoreReleaseSystem(uint32_t* to, uint32_t v) { __atomic_store_n(to, v, __ATOMIC_RELEASE); }
+// What comes behind it comes late.
+inline void StoreReleaseSystem(uint32_t* to, uint32_t v) {
+  __atomic_store_n(to, v, __ATOMIC_RELEASE);
+  std::this_thread::yield();
+}
 inline uint64_t GlobalNanoseconds() {
   return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch() /
                                std::chrono::nanoseconds(1));

@@ -1,6 +1,7 @@
 #include "kernels/cuda/emulator/hopper_emulated.h"
 
 #include <deque>
+#include <map>
 #include <vector>
 
 namespace phalanx::cuda {
@@ -10,7 +11,8 @@ constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 constexpr int kMaxWarps = 32;
 constexpr int kMaxYields = 1 << 22;
 
-// An mbarrier's 8 bytes.
+// An mbarrier's 8 bytes; and by its address, how many barriers the block had met when it was initialised.
+thread_local std::map<const void*, int64_t> t_initialised;
 struct Barrier {
   int32_t bytes;      // of the phase that are still to come
   uint16_t arrivals;  // that end a phase
@@ -21,6 +23,10 @@ static_assert(sizeof(Barrier) <= sizeof(uint64_t));
 
 Barrier* Of(uint64_t* barrier) {
   simt::CheckShared(barrier, 8, "an mbarrier outside of shared memory or not aligned to 8");
+  const auto at = t_initialised.find(barrier);
+  if (at == t_initialised.end() || at->second >= simt::BlockBarriers()) {
+    simt::Fail("uses an mbarrier with no barrier behind its initialisation");
+  }
   return reinterpret_cast<Barrier*>(barrier);
 }
 
@@ -131,6 +137,7 @@ void Commit(void* const*) {
 void Wait(void* const* operands) {
   const int warp = ThreadIndex() / simt::kWarp;
   Queue& queue = t_queues[warp];
+  simt::Delay();
   while (static_cast<int>(queue.groups.size()) > *static_cast<const int*>(operands[0])) {
     for (const Product& product : queue.groups.front()) Execute(product, warp);
     queue.groups.pop_front();
@@ -158,7 +165,10 @@ int CheckTensorMap(const TensorMap& map, int rank) {
 }
 
 void BarrierInit(uint64_t* barrier, int arrivals) {
-  *Of(barrier) = {0, static_cast<uint16_t>(arrivals), static_cast<int16_t>(arrivals), 0};
+  simt::CheckShared(barrier, 8, "an mbarrier outside of shared memory or not aligned to 8");
+  t_initialised[barrier] = simt::BlockBarriers();
+  *reinterpret_cast<Barrier*>(barrier) = {0, static_cast<uint16_t>(arrivals), static_cast<int16_t>(arrivals),
+                                          0};
 }
 
 void BarrierArrive(uint64_t* barrier) {

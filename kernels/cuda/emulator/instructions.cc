@@ -44,7 +44,9 @@ void LoadMatrices(void* const* operands) {
   for (int m = 0; m < 4; ++m) {
     uint16_t matrix[8][8];
     for (int row = 0; row < 8; ++row) {
-      std::memcpy(matrix[row], static_cast<const LdMatrixOperand*>(operands[m * 8 + row])->row, 16);
+      const void* const from = static_cast<const LdMatrixOperand*>(operands[m * 8 + row])->row;
+      simt::CheckFilled(from);
+      std::memcpy(matrix[row], from, 16);
     }
     for (int lane = 0; lane < 32; ++lane) {
       const int row = lane / 4, col = 2 * (lane % 4);

@@ -94,6 +94,13 @@ struct Warp {
   void* operands[kWarp] = {};
   WarpFunction run = nullptr;
   int arrived = 0;
+  int64_t barriers = 0;  // of the warp that it has met
+};
+
+// When a thread waited for the latest copy to 16 bytes of shared memory.
+struct Fill {
+  int warp = -1;
+  int64_t block_barriers = -1, warp_barriers = -1;
 };
 
 char* MapPages(size_t bytes) {
@@ -129,6 +136,8 @@ struct Machine {
   int current = 0;
   int live = 0;
   int at_barrier = 0;
+  int64_t block_barriers = 0;  // of all blocks so far, so that what another block did is long ago
+  std::vector<Fill> fills{kMaxShared / 16};
   void* scheduler = nullptr;
   std::minstd_rand random;
 #if defined(__SANITIZE_ADDRESS__)
@@ -201,6 +210,7 @@ void Leave() {
 void ReleaseBarrier() {
   Machine& m = *t_machine;
   m.at_barrier = 0;
+  ++m.block_barriers;
   for (int i = 0; i < m.num_threads; ++i) {
     if (m.fibers[i].state == State::kWaitsBlock) m.fibers[i].state = State::kReady;
   }
@@ -234,6 +244,7 @@ void RunBlock() {
   const int num_warps = (m.num_threads + kWarp - 1) / kWarp;
   m.live = m.num_threads;
   m.at_barrier = 0;
+  ++m.block_barriers;
   for (int i = 0; i < m.num_threads; ++i) {
     Fiber& fiber = m.fibers[i];
     fiber.state = State::kReady;
@@ -360,10 +371,22 @@ void SyncThreads() {
   Leave();
 }
 
+void SyncWarp() {
+  WarpCollective([](void* const*) { ++t_machine->warps[t_machine->current / kWarp].barriers; }, nullptr);
+}
+
+int64_t BlockBarriers() { return t_machine->block_barriers; }
+
 void Yield() {
   Machine& m = *t_machine;
   if (m.warps[m.current / kWarp].arrived != 0) Die("waits in a loop while lanes of its warp wait for it");
   SwitchTo(&m.fibers[m.current].stack_pointer, -1, false);
+}
+
+void Delay() {
+  Machine& m = *t_machine;
+  constexpr int kTurns = 64;
+  for (int i = 0; i < kTurns; ++i) SwitchTo(&m.fibers[m.current].stack_pointer, -1, false);
 }
 
 void Fail(const char* what) { Die(what); }
@@ -394,6 +417,16 @@ void CheckShared(const void* address, size_t bytes, const char* instruction) {
   if (at < m.shared || at + bytes > m.shared + m.shared_bytes) Die(instruction);
 }
 
+void CheckFilled(const void* address) {
+  const Machine& m = *t_machine;
+  if (fault() != Fault::kNone) return;  // it is to show in the results
+  const Fill& fill = m.fills[static_cast<size_t>(static_cast<const char*>(address) - m.shared) / 16];
+  const int warp = m.current / kWarp;
+  if (fill.block_barriers < m.block_barriers) return;
+  if (fill.warp == warp && fill.warp_barriers < m.warps[warp].barriers) return;
+  Die("reads with its warp what cp.async brought, and no barrier lies between");
+}
+
 void CopyAsync(void* shared, const void* global, int source_bytes) {
   CheckShared(shared, 16, "cp.async to an address outside of shared memory or not aligned to 16");
   if (source_bytes > 0 && reinterpret_cast<uintptr_t>(global) % 16 != 0) {
@@ -410,11 +443,15 @@ void CommitCopies() {
 }
 
 void WaitCopies(int pending) {
+  Machine& m = *t_machine;
   Fiber& self = Self();
   while (static_cast<int>(self.groups.size()) > pending) {
     for (const PendingCopy& copy : self.groups.front()) {
       std::memset(copy.to, 0, 16);
       if (copy.bytes > 0) std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
+      const int warp = m.current / kWarp;
+      m.fills[static_cast<size_t>(copy.to - m.shared) / 16] = {warp, m.block_barriers,
+                                                               m.warps[warp].barriers};
     }
     self.groups.pop_front();
   }

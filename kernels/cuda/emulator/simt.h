@@ -6,7 +6,8 @@
 // drawn from a seed, each as far as it can ("warp-greedy"), and lanes start in an order drawn likewise, so
 // that a missing barrier shows; blocks run in a drawn order; shared addresses are checked where instructions
 // take them, and an unreadable page lies behind shared memory; a collective of a warp that not all lanes
-// reach together, or a barrier that is never met, ends the process with a message.
+// reach together, a barrier that is never met, or an instruction of a whole warp that reads what cp.async
+// brought with no barrier between, ends the process with a message.
 //
 // What it cannot say: speed, bank conflicts, the memory model between blocks, races between lanes inside one
 // instruction.
@@ -95,8 +96,13 @@ const Dim3& BlockSize();
 unsigned ThreadIndex();  // blocks have one dimension
 char* SharedMemory();
 void SyncThreads();
+void SyncWarp();
+// How many barriers this thread's block has met: what was done under another number lies behind a barrier.
+int64_t BlockBarriers();
 // Lets other threads run: for a loop that waits for what they do.
 void Yield();
+// Inside a collective's function: lets other warps run for a while, for an instruction that ends late.
+void Delay();
 [[noreturn]] void Fail(const char* what);  // ends the process, saying which thread of which kernel
 // A thread that ends without having called it ends the process.
 void WaitForPrevious();
@@ -112,5 +118,8 @@ void CommitCopies();
 void WaitCopies(int pending);
 // Ends the process unless [address, address + bytes) is aligned to `bytes` and in shared memory.
 void CheckShared(const void* address, size_t bytes, const char* instruction);
+// Ends it unless a barrier lies between the wait for the copy to these 16 bytes of shared memory and now: the
+// warp's, where one of its threads waited. Collectives run in an order that hides what is missing here.
+void CheckFilled(const void* address);
 
 }  // namespace phalanx::simt
