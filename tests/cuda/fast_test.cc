@@ -87,7 +87,7 @@ class FastTest : public testing::Test {
 
   // A product of ones: every element is k.
   absl::Status Product(LtProducts& products, int64_t rows, int64_t n = 24, int64_t k = 16,
-                       bool may_search = true) {
+                       bool may_search = true, bool y_fp32 = true) {
     const std::vector<uint16_t> ones(static_cast<size_t>(std::max(n, rows) * k), 0x3f80);
     auto w = OrDie(CudaBuffer::Of(runtime_, ones)), x = OrDie(CudaBuffer::Of(runtime_, ones));
     auto y = OrDie(CudaBuffer::Create(runtime_, rows * n * 4));
@@ -98,19 +98,21 @@ class FastTest : public testing::Test {
     p.weight_stride = p.x_stride = p.k = k;
     p.rows = rows;
     p.n = p.y_stride = n;
-    p.y_fp32 = true;
+    p.y_fp32 = y_fp32;
     EXPECT_TRUE(LtProducts::Takes(p));
     PHX_RETURN_IF_ERROR(products.Run(p, may_search));
-    for (int64_t i = 0; i < rows * n; ++i) EXPECT_EQ(y->as<float>()[i], static_cast<float>(k));
+    for (int64_t i = 0; i < rows * n; ++i) {
+      EXPECT_EQ(y_fp32 ? y->as<float>()[i] : FloatFromBf16(y->as<uint16_t>()[i]), static_cast<float>(k));
+    }
     return absl::OkStatus();
   }
 
-  // The same of e4m3, with scales 1 and 2: every element is 2 k.
-  absl::Status Fp8Product(LtProducts& products, Fp8Scaling scaling, int64_t rows = 20) {
+  // The same of e4m3, with scales 1 and x_scale, by which every element is more.
+  absl::Status Fp8Product(LtProducts& products, Fp8Scaling scaling, int64_t rows = 20, float x_scale = 2) {
     const int64_t n = 32, k = 16;
     auto ones = OrDie(CudaBuffer::Of(runtime_, std::vector<uint8_t>(n * k, 0x38)));
     auto w_scales = OrDie(CudaBuffer::Of(runtime_, std::vector<float>(n, 1))),
-         x_scales = OrDie(CudaBuffer::Of(runtime_, std::vector<float>(n, 2)));
+         x_scales = OrDie(CudaBuffer::Of(runtime_, std::vector<float>(n, x_scale)));
     auto y = OrDie(CudaBuffer::Create(runtime_, rows * n * 4));
     LtProblem p;
     p.weight = p.x = ones->data();
@@ -124,7 +126,8 @@ class FastTest : public testing::Test {
     p.scaling = scaling;
     EXPECT_TRUE(LtProducts::Takes(p));
     PHX_RETURN_IF_ERROR(products.Run(p, true));
-    for (int64_t i = 0; i < rows * n; ++i) EXPECT_EQ(y->as<float>()[i], static_cast<float>(2 * k));
+    for (int64_t i = 0; i < rows * n; ++i) EXPECT_EQ(y->as<float>()[i], x_scale * k);
+    scales_.push_back(std::move(x_scales));
     return absl::OkStatus();
   }
 
@@ -135,6 +138,7 @@ class FastTest : public testing::Test {
 
   const std::string folder_;
   const std::shared_ptr<Runtime> runtime_ = CreateEmulatedRuntime();
+  std::vector<std::unique_ptr<CudaBuffer>> scales_;  // of all products, each at a place of its own
 };
 
 TEST_F(FastTest, TheFastestIsTakenOncePerBucket) {
@@ -155,6 +159,8 @@ TEST_F(FastTest, TheFastestIsTakenOncePerBucket) {
   EXPECT_EQ(fake.heuristics, 2) << "another bucket";
   ASSERT_TRUE(Product(*products, 20, 32).ok());
   EXPECT_EQ(fake.heuristics, 3) << "another shape";
+  ASSERT_TRUE(Product(*products, 20, 32, 16, true, false).ok());
+  EXPECT_EQ(fake.heuristics, 4) << "another type of y";
   products.reset();
   EXPECT_EQ(fake.live_objects, 0);
 }
@@ -178,6 +184,37 @@ TEST_F(FastTest, ChoicesAreKeptForTheDeviceAndTheLibrary) {
   for (const auto& file : std::filesystem::directory_iterator(folder_)) {
     EXPECT_EQ(file.path().filename(), "products.txt") << "nothing half written is left";
   }
+}
+
+// Ranks that begin together.
+TEST_F(FastTest, ChoicesOfAnotherProcessStayInTheFile) {
+  FakeCublasLt& fake = TheFakeCublasLt();
+  fake.costs = {5, 2};
+  auto one = Create(), other = Create();
+  ASSERT_TRUE(Product(*one, 20, 24).ok());
+  ASSERT_TRUE(Product(*other, 20, 32).ok());
+  EXPECT_EQ(fake.heuristics, 2);
+  auto third = Create();
+  for (const int64_t n : {24, 32}) ASSERT_TRUE(Product(*third, 20, n).ok());
+  EXPECT_EQ(fake.heuristics, 2) << "both are known";
+}
+
+TEST_F(FastTest, FormsOfScalesAreSearchedApart) {
+  TheFakeCublasLt().costs = {5, 2};
+  auto products = Create();
+  for (const Fp8Scaling scaling : {Fp8Scaling::kRows, Fp8Scaling::kBlocks}) {
+    ASSERT_TRUE(Fp8Product(*products, scaling).ok());
+  }
+  EXPECT_EQ(TheFakeCublasLt().heuristics, 2);
+}
+
+TEST_F(FastTest, AProductHasItsOwnScalesWhoseverPlanItTakes) {
+  TheFakeCublasLt().costs = {5, 2};
+  auto products = Create();
+  for (const float scale : {2.0f, 3.0f}) {
+    ASSERT_TRUE(Fp8Product(*products, Fp8Scaling::kRows, 20, scale).ok());
+  }
+  EXPECT_EQ(TheFakeCublasLt().heuristics, 1);
 }
 
 TEST_F(FastTest, ChoicesOfFp8AreKeptWithHowTheyAdd) {

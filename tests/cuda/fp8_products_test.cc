@@ -140,7 +140,12 @@ TEST_F(Fp8Test, ManyRowsAreMultipliedByTheLibrary) {
       const std::vector<float> x = random.Normal(rows * k);
       const Expected want = Expect(Whole(m.source()), x, blocks ? rows / 4 * 4 : rows, {0, k}, blocks);
       const std::string what = absl::StrCat("kind ", static_cast<int>(kind), ", ", rows, " rows");
-      ExpectProduct(want, Product(*ops_, *weight, x, rows), 0, 0, what);
+      const std::vector<float> y = Product(*ops_, *weight, x, rows);
+      ExpectProduct(want, y, 0, 0, what);
+      if (const int64_t whole = rows / 4 * 4; blocks && whole < rows) {  // the rest is our own kernel's
+        const std::vector<float> rest = Product(*ops_, *weight, Rows(x, k, whole, rows), rows - whole);
+        EXPECT_TRUE(SameBits(Rows(y, n, whole, rows), rest)) << what;
+      }
       ExpectProduct(want, Product(*ops_, *weight, x, rows, false), 0, 1.0 / 256, what + ", 16 bits");
       EXPECT_EQ(TheFakeCublasLt().fast_sums, std::vector<bool>(TheFakeCublasLt().fast_sums.size(), !blocks))
           << what;
@@ -243,6 +248,21 @@ TEST_F(Fp8Test, FewRowsAreOurOwnKernels) {
     }
   }
   EXPECT_THAT(TheFakeCublasLt().runs, testing::IsEmpty());
+}
+
+TEST_F(Fp8Test, PartsOfSeveralBlocksAndOfNone) {
+  Random random(12);
+  for (const Kind kind : {Kind::kRow, Kind::kBlock}) {
+    const Stored m = Make(random, kind, 128, 512);
+    PackWeightParams pack = Whole(m.source());
+    pack.shard_cuts = {0, 0, 128, 256, 512};  // subtrees of shard 1, of 2 and 3, and of 4
+    pack.first_shard = 1;
+    const auto x = random.Normal(20 * 512), got = Product(*ops_, *OrDie(ops_->PackWeight(pack)), x, 20);
+    for (const int part : {0, 1, 2}) {
+      const Expected want = Expect(pack, x, 20, {part < 2 ? 0 : 256, part * 256}, kind == Kind::kBlock);
+      ExpectProduct(want, got, part * 20 * 128, 0, "a part");
+    }
+  }
 }
 
 // What comes out of the gate, quantised as it is made: the bits of the three calls.

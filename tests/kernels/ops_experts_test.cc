@@ -197,6 +197,19 @@ std::vector<float> RunGrouped(Ops& ops, const Experts& experts, const Grouping& 
   return out;
 }
 
+// Products of 2^24, 1 and -2^24: in any other order the one is not lost.
+TEST_P(OpsTest, ChoicesOfATokenAreAddedInTheirOrder) {
+  const int64_t n = 5, k = 8;
+  Experts experts{n, k, {}};
+  for (const float sum : {0x1p24f, 1.0f, -0x1p24f}) {
+    experts.w.push_back(std::vector<float>(n * k, sum / (64 * k)));
+  }
+  const Grouping grouping{.top_k = 3, .cuts = {0, 3}};
+  const std::vector<float> x(2 * k, 64.0f);
+  EXPECT_THAT(RunGrouped(*ops_, experts, grouping, {0, 1, 2, 0, 1, 2}, std::vector<float>(6, 1.0f), x),
+              testing::Each(0.0f));
+}
+
 TEST_P(OpsTest, GroupedMatmul) {
   Random random(12);
   const int count = 7;

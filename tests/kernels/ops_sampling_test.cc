@@ -198,6 +198,20 @@ TEST_P(OpsTest, SampleWithControlsAgreesWithTheReferenceExactly) {
   }
 }
 
+// A ban is seen by whoever looks for the best: on a device that is another thread.
+TEST_P(OpsTest, SampleNeverTakesWhatIsBanned) {
+  const int64_t vocab = 700;
+  std::vector<SampleRow> rows(12);
+  std::vector<float> logits(rows.size() * vocab, 0.0f);
+  for (size_t r = 0; r < rows.size(); ++r) {
+    rows[r].temperature = 0;
+    rows[r].banned[0] = Ids({300});
+    logits[r * vocab + 300] = 2;
+    logits[r * vocab + 5] = 1;
+  }
+  EXPECT_THAT(RunSample(*ops_, logits, vocab, rows, 1).ids, testing::Each(5));
+}
+
 TEST_P(OpsTest, SampleControlsAtTheirEdges) {
   const float inf = std::numeric_limits<float>::infinity();
   const float largest = std::numeric_limits<float>::max();

@@ -14,6 +14,7 @@
 #include "tests/worker/test_group.h"
 #include "tests/worker/tiny_model.h"
 #include "worker/models/model.h"
+#include "worker/step_batch.h"
 
 namespace phalanx {
 namespace {
@@ -437,6 +438,31 @@ TEST_F(ModelRunnerTest, TheFingerprintSaysWhatTheTokensDependOn) {
   TinyModelOptions other = model_;
   other.seed = 2;
   EXPECT_NE(Fingerprint(*OpenTinyModel(other), info, 8), fingerprint);
+}
+
+TEST(RowsToReplayTest, IsTheSmallestThatHoldsAStepOfFewTokensASequence) {
+  const std::vector<int> recorded = {1, 2, 4, 20};
+  const auto of = [&](const std::vector<int>& tokens, bool logits = true) {
+    StepPlan plan;
+    for (const int n : tokens) {
+      PlanRow row;
+      row.tokens.assign(static_cast<size_t>(n), 7);
+      if (logits) row.logit_offsets = {n - 1};
+      plan.rows.push_back(row);
+    }
+    return RowsToReplay(plan, recorded);
+  };
+  EXPECT_EQ(of({}), 0);
+  EXPECT_EQ(of({1}), 1);
+  EXPECT_EQ(of({1, 1}), 2);
+  EXPECT_EQ(of({1, 1, 1}), 4);
+  EXPECT_EQ(of({4}), 4);
+  EXPECT_EQ(of({2, 3}), 20);
+  EXPECT_EQ(of({16, 4}), 20);
+  EXPECT_EQ(of({16, 5}), 0) << "more than were recorded";
+  EXPECT_EQ(of({17}), 0) << "a chunk of a prompt";
+  EXPECT_EQ(of({1, 17}), 0);
+  EXPECT_EQ(of({3}, /*logits=*/false), 0) << "a chunk of a prompt, however short";
 }
 
 TEST_F(ModelRunnerTest, TheCacheIsWhatPackedWeightsLeave) {
