@@ -43,7 +43,7 @@ struct WorkerConfig {
   std::string cuda_dependent_launch = "off";  // --cuda-dependent-launch: on or off
   // --pin-threads: auto (where the process was given CPUs of its own), on or off.
   std::string pin_threads = "auto";
-  std::string rung = "auto";            // --rung: auto, reference, avx2 or amx
+  std::string rung = "auto";            // --rung: auto, reference, avx2, avx512, avx512_bf16 or amx
   std::string kv_cache_dtype = "auto";  // --kv-cache-dtype: auto (fp32 in fp32 arithmetic, else bf16), bf16,
                                         // fp32, int8 or fp8, for models whose load request names none
   double kv_fraction =

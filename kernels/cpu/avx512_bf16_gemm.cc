@@ -52,6 +52,7 @@ void Avx512PackRowsBf16(const float* x, int64_t stride, int rows, int tile_rows,
 }
 
 // Pairs of k become words, words of 16 outputs are transposed.
+// source: Intel SDM, TDPBF16PS: of the second operand, row r holds the pairs k = 2r, 2r + 1.
 void Avx512PackWeightsBf16Pairs(const float* rows, int64_t stride, int64_t depth, void* panel) {
   auto* out = static_cast<uint16_t*>(panel);
   for (int64_t k = 0; k < depth; k += 16) {

@@ -36,13 +36,9 @@ struct PanelPair {
   const uint16_t* second;
 };
 
-// A unit has
-//   // s.c = the sum over k tiles of row tiles times weights(k), a PanelPair. Of a row tile's packed rows a
-//   tile
-//   // of 32 k follows the other; the second row tile lies `next` elements behind the first.
-//   template <typename Weights>
-//   static void Multiply(const Sums& s, const uint16_t* rows, int64_t next, int tiles, const Weights&
-//   weights);
+// A unit's Multiply(sums, rows, next, tiles, weights) writes to sums.c the sum over k tiles of the row tiles
+// times weights(k), a PanelPair. Tiles of 32 k of a row tile's packed rows follow one another; the second row
+// tile lies `next` elements behind the first.
 
 // Codes of a cache.
 struct Int8 {

@@ -28,7 +28,7 @@ struct PanelProductParams {
   const void* w;         // first panel, at this product's first k
   int64_t panel_stride;  // elements between panels
   int num_panels;
-  int64_t depth;  // k of this product (AMX: a multiple of 32)
+  int64_t depth;  // k of this product (bf16 pairs: a multiple of 32)
   int rows;
   float* c;  // [rows, num_panels * 16]; AMX: rows rounded up to 16
   int64_t c_stride;

@@ -2,9 +2,8 @@
 // can do.
 //
 //   engine_bench [--model FILE] [--tp D] [--threads N] [--shards N] [--compute fp32|fast]
-//                [--rung auto|reference|avx2|avx512|avx512_bf16|amx|cuda] [--prefill N] [--prompt N] [--steps
-//                N]
-//                [--batches 1,8,32] [--kv-cache-dtype auto|bf16|fp32|int8|fp8] [--repeats N]
+//                [--rung auto|reference|avx2|avx512|avx512_bf16|amx|cuda] [--prefill N] [--prompt N]
+//                [--steps N] [--batches 1,8,32] [--kv-cache-dtype auto|bf16|fp32|int8|fp8] [--repeats N]
 //                [--cuda-mode invariant|fast] [--cuda-graphs off|auto|on] [--json]
 //
 // Without --model: a small random model, to see that the bench runs. Prefill: a prompt of --prefill tokens

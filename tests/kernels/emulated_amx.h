@@ -35,6 +35,7 @@ class EmulatedTiles {
       memcpy(tiles_[t][r], static_cast<const char*>(from) + r * stride, Bytes(t));
   }
   void Store(int t, void* to, int64_t stride) const {
+    CheckConfigured(t);
     for (int r = 0; r < Rows(t); ++r) memcpy(static_cast<char*>(to) + r * stride, tiles_[t][r], Bytes(t));
   }
   // Even and odd k are summed apart, and together with what was there.
@@ -81,7 +82,10 @@ class EmulatedTiles {
     CheckConfigured(sums);
     CheckConfigured(rows);
     CheckConfigured(weights);
-    if (Rows(sums) != Rows(rows) || Bytes(sums) != Bytes(weights)) __builtin_trap();
+    if (Rows(sums) != Rows(rows) || Bytes(sums) != Bytes(weights) ||
+        Bytes(rows) / 4 != static_cast<size_t>(Rows(weights))) {
+      __builtin_trap();
+    }
     for (int i = 0; i < Rows(sums); ++i) {
       for (size_t j = 0; j < Bytes(sums) / 4; ++j) {
         f(i, static_cast<int>(j), static_cast<int>(Bytes(rows) / 4), tiles_[sums][i] + 4 * j);
