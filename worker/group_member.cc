@@ -58,7 +58,7 @@ struct GroupMember::Core : std::enable_shared_from_this<GroupMember::Core> {
   // Until the epoch ends; its cause.
   absl::Status WaitEnd();
   // Until the owner has answered a failure with Stop, for a second at most: coordinators should hear the
-  // cause before they see the leader's stream end.
+  // cause before they see the leader's stream end, or the leader a follower's.
   void WaitReported();
 
   const GroupEnvironment env;
@@ -250,7 +250,10 @@ absl::Status GroupMember::Core::RunFollower(PlanStream* plans) {
       on_state(internal::v1::ASSIGNMENT_STATE_READY, "");
     }
   }
-  if (status.ok()) status = WaitEnd();
+  if (status.ok()) {
+    status = WaitEnd();
+    WaitReported();
+  }
   loop.Stop();
   plans->Stop();  // wakes the loop
   MutexLock lock(mu);
