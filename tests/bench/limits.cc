@@ -105,14 +105,16 @@ __attribute__((target("avx2,fma"))) double Avx2Fma() {
 #undef PHX_DECLARE
 }
 
+// Of both that follow.
+#define PHX_DECLARE(j) __m512 sum##j = _mm512_setzero_ps();
+#define PHX_TOTAL(j) total = _mm512_add_ps(total, sum##j);
+
 __attribute__((target("avx512f"))) double Avx512Fma() {
   constexpr int64_t kLoops = 4000000;
   const __m512 a = _mm512_set1_ps(0.5f), b = _mm512_set1_ps(1e-3f);
-#define PHX_DECLARE(j) __m512 sum##j = _mm512_setzero_ps();
 #define PHX_FMA(j)                        \
   sum##j = _mm512_fmadd_ps(sum##j, a, b); \
   asm volatile("" : "+v"(sum##j));
-#define PHX_TOTAL(j) total = _mm512_add_ps(total, sum##j);
   PHX_12(PHX_DECLARE)
   for (int64_t i = 0; i < kLoops; ++i) {
     PHX_12(PHX_FMA)
@@ -122,18 +124,14 @@ __attribute__((target("avx512f"))) double Avx512Fma() {
   sink = _mm512_cvtss_f32(total);
   return static_cast<double>(kLoops) * 12 * 16 * 2;
 #undef PHX_FMA
-#undef PHX_TOTAL
-#undef PHX_DECLARE
 }
 
 __attribute__((target("avx512f,avx512bf16"))) double Avx512Bf16() {
   constexpr int64_t kLoops = 4000000;
   const auto a = reinterpret_cast<__m512bh>(_mm512_set1_epi32(0x3f003f00));
-#define PHX_DECLARE(j) __m512 sum##j = _mm512_setzero_ps();
 #define PHX_DOT(j)                         \
   sum##j = _mm512_dpbf16_ps(sum##j, a, a); \
   asm volatile("" : "+v"(sum##j));
-#define PHX_TOTAL(j) total = _mm512_add_ps(total, sum##j);
   PHX_12(PHX_DECLARE)
   for (int64_t i = 0; i < kLoops; ++i) {
     PHX_12(PHX_DOT)
