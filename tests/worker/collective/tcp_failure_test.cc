@@ -109,17 +109,15 @@ TEST(TcpConnect, AnotherEpochAndAWrongTokenAreRefused) {
 }
 
 TEST(TcpConnect, OptionsThatDifferAreNamedByBoth) {
-  CollectiveOptions options = GroupOptions(2, 8);
   const SharedMeeting meeting;
-  absl::Status other;
-  std::thread peer([&] {
-    CollectiveOptions mine = options;
-    mine.rank = 1;
-    mine.max_elements = 999;
-    mine.meet = meeting.Of(mine);
-    other = CreateCollective("tcp", mine).status();
-  });
+  CollectiveOptions options = GroupOptions(2, 8);
+  CollectiveOptions differing = options;
   options.meet = meeting.Of(options);
+  differing.rank = 1;
+  differing.max_elements = 999;
+  differing.meet = meeting.Of(differing);
+  absl::Status other;
+  std::thread peer([&] { other = CreateCollective("tcp", differing).status(); });
   const absl::Status status = CreateCollective("tcp", options).status();
   peer.join();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
