@@ -143,7 +143,6 @@ void PanelProduct(const PanelProductParams& p) {
 // the second-level cache, as all rows are; each row pair fetches its share of the next pair of panels.
 
 constexpr int kSquare = 2 * kTileRows;
-constexpr int kMaxLevels = 8;
 using Square = float[kSquare][2 * kPanel];
 
 // The two panels of weights at a step.
@@ -242,7 +241,7 @@ inline void AddSquare(const Square& right, Square& left) {
 // Writes a square, plus another or a bias, to where it belongs.
 template <bool kTwoPanels, typename Plus>
 inline void WriteSquare(const Square& square, int rows, int64_t cols, float* out, int64_t stride, Plus plus) {
-  const __mmask16 low = FirstLanes(static_cast<int>(cols)), high = FirstLanes(static_cast<int>(cols) - 16);
+  const __mmask16 low = FirstLanes(cols), high = FirstLanes(cols - 16);
   for (int r = 0; r < rows; ++r) {
     _mm512_mask_storeu_ps(out + r * stride, low, plus(_mm512_load_ps(square[r]), r, 0));
     if (kTwoPanels)
@@ -253,7 +252,7 @@ inline void WriteSquare(const Square& square, int rows, int64_t cols, float* out
 // One square for all segments of all trees.
 template <bool kTwoRows, bool kTwoPanels>
 void SquareProduct(const TreeProductParams& p, int first_row, int panel, const Ahead& ahead) {
-  alignas(64) Square stack[kMaxLevels];
+  alignas(64) Square stack[kMaxTreeLevels + 2];
   const auto* rows = static_cast<const uint16_t*>(p.a) + first_row * p.a_depth;
   const PanelPair w = PairAt(p, panel);
   const int num_rows = p.rows - first_row < kSquare ? p.rows - first_row : kSquare;
@@ -291,8 +290,8 @@ void SquareProduct(const TreeProductParams& p, int first_row, int panel, const A
                                 [](__m512 x, int, int) { return x; });
       } else {
         const float* bias = p.bias + first_col;
-        const __m512 low = _mm512_maskz_loadu_ps(FirstLanes(static_cast<int>(cols)), bias);
-        const __m512 high = _mm512_maskz_loadu_ps(FirstLanes(static_cast<int>(cols) - 16), bias + 16);
+        const __m512 low = _mm512_maskz_loadu_ps(FirstLanes(cols), bias);
+        const __m512 high = _mm512_maskz_loadu_ps(FirstLanes(cols - 16), bias + 16);
         WriteSquare<kTwoPanels>(stack[0], num_rows, cols, out, p.out_stride, [&](__m512 x, int, int half) {
           return _mm512_add_ps(x, half == 0 ? low : high);
         });
@@ -356,7 +355,8 @@ const GemmKernels kAmxGemmBf16 = {.format = PanelFormat::kBf16Pairs,
                                   .pack = Avx512PackRowsBf16,
                                   .pack_weights = Avx512PackWeightsBf16Pairs,
                                   .product = PanelProduct,
-                                  .tree_product = TreeProduct,
+                                  .block_tree = nullptr,
+                                  .many_rows_tree = TreeProduct,
                                   .tree_depth = 3072,
                                   .begin_task = BeginTask,
                                   .end_task = EndTask,

@@ -59,7 +59,7 @@ inline void Prefetch(const void* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(static_cast<const char*>(p) + i, _MM_HINT_T1);
 }
 
-// What AnyTileProduct reads of the panels of a block's keys. Of codes the block's values are fetched.
+// What TileProduct reads of the panels of a block's keys. Of codes the block's values are fetched.
 template <typename W>
 auto KeysOf(const Avx2AttentionChunkParams& c, int b, int panels) {
   const W* keys = static_cast<const W*>(c.keys[b]);
@@ -122,9 +122,9 @@ void Scores(const Avx2AttentionChunkParams& c, int num_keys) {
     for (int t = 0; t < tiles; ++t) {
       const int begin = TileBegin(c.v.num_vectors, tiles, kMaxTileRows, true, t);
       const int rows = TileBegin(c.v.num_vectors, tiles, kMaxTileRows, true, t + 1) - begin;
-      AnyTileProduct(rows, static_cast<const float*>(c.v.q) + begin * depth, keys,
-                     static_cast<int64_t>(c.key_dim) * kPanel, panels, c.key_dim,
-                     c.v.scores + begin * kScoreStride + b * c.block_keys, kScoreStride, false);
+      TileProduct(rows, static_cast<const float*>(c.v.q) + begin * depth, keys,
+                  static_cast<int64_t>(c.key_dim) * kPanel, panels, c.key_dim,
+                  c.v.scores + begin * kScoreStride + b * c.block_keys, kScoreStride, false);
     }
   }
 }
@@ -191,10 +191,10 @@ void Values(const Avx2AttentionChunkParams& c, const Tile* tiles, int num_tiles)
     for (int t = 0; t < num_tiles; ++t) {
       const int left = tiles[t].shared - first;
       if (left <= 0) continue;
-      AnyTileProduct(tiles[t].rows, tiles[t].weights + static_cast<int64_t>(first) * tiles[t].rows, values,
-                     static_cast<int64_t>(c.value_rows) * kPanel, c.v.value_panels,
-                     left < c.block_keys ? left : c.block_keys, c.v.partial + tiles[t].begin * width, width,
-                     b > 0);
+      TileProduct(tiles[t].rows, tiles[t].weights + static_cast<int64_t>(first) * tiles[t].rows, values,
+                  static_cast<int64_t>(c.value_rows) * kPanel, c.v.value_panels,
+                  left < c.block_keys ? left : c.block_keys, c.v.partial + tiles[t].begin * width, width,
+                  b > 0);
     }
   }
   for (int t = 0; t < num_tiles; ++t) {

@@ -52,26 +52,91 @@ void Product(const PanelProductParams& p) {
   const auto* a = static_cast<const float*>(p.a);
   const auto* w = static_cast<const W*>(p.w);
   const int tiles = NumTiles(p.rows, kMaxTileRows);
-  if (tiles == 1) {
-    AnyTileProduct<W>(p.rows, a + p.a_begin * p.rows, w, p.panel_stride, p.num_panels, p.depth, p.c,
-                      p.c_stride, p.accumulate);
-    return;
-  }
+  const int64_t next = p.panel_stride * static_cast<int64_t>(sizeof(W));  // the first tile fetches it
   for (int64_t k = 0; k == 0 || k < p.depth; k += kSlice<W>) {
     const int64_t depth = p.depth - k < kSlice<W> ? p.depth - k : kSlice<W>;
     for (int panel = 0; panel < p.num_panels; ++panel) {
-      // Each tile fetches its share of the next panel's slice.
-      const char* next = reinterpret_cast<const char*>(w + (panel + 1) * p.panel_stride + k * kPanel);
-      const int64_t lines = depth * kPanel * static_cast<int64_t>(sizeof(W)) / 64;
       for (int t = 0; t < tiles; ++t) {
-        for (int64_t i = lines * t / tiles; i < lines * (t + 1) / tiles; ++i)
-          _mm_prefetch(next + i * 64, _MM_HINT_T1);
         const int begin = TileBegin(p.rows, tiles, kMaxTileRows, true, t);
         const int rows = TileBegin(p.rows, tiles, kMaxTileRows, true, t + 1) - begin;
-        AnyTileProduct<W>(rows, a + begin * p.a_depth + (p.a_begin + k) * rows,
-                          w + panel * p.panel_stride + k * kPanel, p.panel_stride, 1, depth,
-                          p.c + begin * p.c_stride + panel * kPanel, p.c_stride, p.accumulate || k > 0);
+        TileProduct<W>(rows, a + begin * p.a_depth + (p.a_begin + k) * rows,
+                       w + panel * p.panel_stride + k * kPanel, p.panel_stride, 1, depth,
+                       p.c + begin * p.c_stride + panel * kPanel, p.c_stride, p.accumulate || k > 0,
+                       t == 0 ? next : 0);
       }
+    }
+  }
+}
+
+// Whole outputs of a tile of MR rows from `row` and NP panels. All segments follow one another, as they do in
+// memory; their sums are added in registers.
+template <int MR, int NP, typename W>
+void PanelsTree(const TreeProductParams& p, int row, int panel, int64_t ahead) {
+  const float* const a = static_cast<const float*>(p.a) + row * p.a_depth;
+  const W* const w = static_cast<const W*>(p.w) + panel * p.panel_stride;
+  const ProductSegment* segment = p.segments;
+  __m256 pending[kMaxTreeLevels][MR][NP][2];
+  for (int tree = 0; tree < p.num_trees; ++tree) {
+    const int count = p.tree_segments[tree];
+    __m256 sum[MR][NP][2];
+    ForSums<MR, NP>([&](int i, int j, int half) { sum[i][j][half] = _mm256_setzero_ps(); });
+    int top = 0;
+    for (int s = 0; s < count; ++s, ++segment) {
+      if (s > 0) {
+        ForSums<MR, NP>([&](int i, int j, int half) {
+          pending[top][i][j][half] = sum[i][j][half];
+          sum[i][j][half] = _mm256_setzero_ps();
+        });
+        ++top;
+      }
+      AddProducts<MR, NP, W>(a + segment->a_begin * MR, w + segment->w_begin * kPanel, p.panel_stride, ahead,
+                             segment->depth, sum);
+      for (int merged = s; (merged & 1) != 0; merged >>= 1) {
+        --top;
+        ForSums<MR, NP>([&](int i, int j, int half) {
+          sum[i][j][half] = _mm256_add_ps(pending[top][i][j][half], sum[i][j][half]);
+        });
+      }
+    }
+    ForSums<MR, NP>([&](int i, int j, int half) {
+      const int64_t first = (int64_t{panel} + j) * kPanel + half * 8;
+      const __m256i lanes = LaneMask(p.n - first);
+      __m256 y = sum[i][j][half];
+      if (p.bias != nullptr) y = _mm256_add_ps(y, _mm256_maskload_ps(p.bias + first, lanes));
+      _mm256_maskstore_ps(p.out + tree * p.tree_stride + (row + i) * p.out_stride + first, lanes, y);
+    });
+  }
+}
+
+template <typename W, int NP, int MR>
+void TileTree(const TreeProductParams& p, int row, int rows, int panel, int64_t ahead) {
+  if constexpr (MR > 1) {
+    if (rows < MR) return TileTree<W, NP, MR - 1>(p, row, rows, panel, ahead);
+  }
+  PanelsTree<MR, NP, W>(p, row, panel, ahead);
+}
+
+constexpr int64_t kAhead = 4096;  // bytes
+
+template <typename W>
+void BlockTree(const TreeProductParams& p) {
+  const int end = p.first_panel + p.num_panels;
+  int panel = p.first_panel;
+  // A few rows alone have too few independent chains for the multiply-adds' latency.
+  if (p.rows == 1) {
+    for (; panel + 4 <= end; panel += 4) PanelsTree<1, 4, W>(p, 0, panel, kAhead);
+  }
+  if (p.rows <= 3) {
+    for (; panel + 2 <= end; panel += 2) TileTree<W, 2, 3>(p, 0, p.rows, panel, kAhead);
+  }
+  const int tiles = NumTiles(p.rows, kMaxTileRows);
+  for (; panel < end; ++panel) {
+    // The first tile of several fetches the next panel.
+    const int64_t next = tiles == 1 ? kAhead : p.panel_stride * static_cast<int64_t>(sizeof(W));
+    for (int t = 0; t < tiles; ++t) {
+      const int row = TileBegin(p.rows, tiles, kMaxTileRows, true, t);
+      const int rows = TileBegin(p.rows, tiles, kMaxTileRows, true, t + 1) - row;
+      TileTree<W, 1, kMaxTileRows>(p, row, rows, panel, t == 0 ? next : 0);
     }
   }
 }
@@ -114,8 +179,9 @@ const GemmKernels kAvx2GemmF32 = {.format = PanelFormat::kF32,
                                   .pack = Avx2PackRows,
                                   .pack_weights = Avx2PackWeightsF32,
                                   .product = Product<float>,
-                                  .tree_product = nullptr,
-                                  .tree_depth = 0,
+                                  .block_tree = BlockTree<float>,
+                                  .many_rows_tree = nullptr,
+                                  .tree_depth = 2048,
                                   .begin_task = nullptr,
                                   .end_task = nullptr,
                                   .attention_chunk = nullptr};
@@ -133,8 +199,9 @@ const GemmKernels kAvx2GemmBf16 = {.format = PanelFormat::kBf16,
                                    .pack = Avx2PackRows,
                                    .pack_weights = Avx2PackWeightsBf16,
                                    .product = Product<uint16_t>,
-                                   .tree_product = nullptr,
-                                   .tree_depth = 0,
+                                   .block_tree = BlockTree<uint16_t>,
+                                   .many_rows_tree = nullptr,
+                                   .tree_depth = 4096,
                                    .begin_task = nullptr,
                                    .end_task = nullptr,
                                    .attention_chunk = nullptr};

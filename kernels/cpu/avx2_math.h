@@ -27,7 +27,7 @@ inline __m256 Exp8(__m256 x) {
   return _mm256_andnot_ps(zero, _mm256_mul_ps(p, _mm256_castsi256_ps(e)));
 }
 
-// Lanes [0, n) are all ones, n in [0, 8].
+// Lanes [0, n) are all ones; none for n < 0.
 inline __m256i LaneMask(int64_t n) {
   const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lanes);

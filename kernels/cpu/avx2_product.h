@@ -39,75 +39,72 @@ template <int MR, int NP, typename W>
   }
 }
 
+// `ahead`: how far behind in the panels what is fetched lies, in bytes; 0: nothing is.
 template <int MR, int NP, typename W>
-void MicroProduct(const float* a, const W* w, int64_t panel_stride, int64_t depth, float* c, int64_t c_stride,
-                  bool accumulate) {
-  __m256 sum[MR][NP][2];
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 4
-    for (int p = 0; p < NP; ++p) {
-      float* at = c + i * c_stride + p * kPanel;
-      sum[i][p][0] = accumulate ? _mm256_loadu_ps(at) : _mm256_setzero_ps();
-      sum[i][p][1] = accumulate ? _mm256_loadu_ps(at + 8) : _mm256_setzero_ps();
-    }
-  }
+[[gnu::always_inline]] inline void AddProducts(const float* a, const W* w, int64_t panel_stride,
+                                               int64_t ahead, int64_t depth, __m256 (&sum)[MR][NP][2]) {
   for (; depth >= 8; depth -= 8, a += MR * 8, w += 8 * kPanel) {
+    if (ahead != 0) {
+      for (int p = 0; p < NP; ++p) {
+        const char* const next = reinterpret_cast<const char*>(w + p * panel_stride) + ahead;
+        for (size_t line = 0; line < 8 * kPanel * sizeof(W); line += 64)
+          _mm_prefetch(next + line, _MM_HINT_T0);
+      }
+    }
 #pragma GCC unroll 8
     for (int k = 0; k < 8; ++k) Step<MR, NP, W>(a + k, w + k * kPanel, panel_stride, sum);
   }
   for (int k = 0; k < depth; ++k) Step<MR, NP, W>(a + k, w + k * kPanel, panel_stride, sum);
+}
+
+// Calls body(i, p, half) for all sums, unrolled: they stay in registers.
+template <int MR, int NP, typename Body>
+[[gnu::always_inline]] inline void ForSums(Body body) {
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 4
     for (int p = 0; p < NP; ++p) {
-      float* at = c + i * c_stride + p * kPanel;
-      _mm256_storeu_ps(at, sum[i][p][0]);
-      _mm256_storeu_ps(at + 8, sum[i][p][1]);
+      body(i, p, 0);
+      body(i, p, 1);
     }
   }
 }
 
-// As many panels at once as give enough independent chains for the multiply-adds' latency.
-template <int MR, typename W>
-void TileProduct(const float* a, const W* w, int64_t panel_stride, int num_panels, int64_t depth, float* c,
-                 int64_t c_stride, bool accumulate) {
-  constexpr int kNp = MR == 1 ? 4 : MR <= 3 ? 2 : 1;
-  int p = 0;
-  for (; p + kNp <= num_panels; p += kNp) {
-    MicroProduct<MR, kNp, W>(a, w + p * panel_stride, panel_stride, depth, c + p * kPanel, c_stride,
-                             accumulate);
-  }
-  for (; p < num_panels; ++p) {
-    MicroProduct<MR, 1, W>(a, w + p * panel_stride, panel_stride, depth, c + p * kPanel, c_stride,
-                           accumulate);
-  }
+template <int MR, int NP, typename W>
+void MicroProduct(const float* a, const W* w, int64_t panel_stride, int64_t ahead, int64_t depth, float* c,
+                  int64_t c_stride, bool accumulate) {
+  __m256 sum[MR][NP][2];
+  ForSums<MR, NP>([&](int i, int p, int half) {
+    sum[i][p][half] =
+        accumulate ? _mm256_loadu_ps(c + i * c_stride + p * kPanel + half * 8) : _mm256_setzero_ps();
+  });
+  AddProducts<MR, NP, W>(a, w, panel_stride, ahead, depth, sum);
+  ForSums<MR, NP>([&](int i, int p, int half) {
+    _mm256_storeu_ps(c + i * c_stride + p * kPanel + half * 8, sum[i][p][half]);
+  });
 }
 
 inline constexpr int kMaxTileRows = 6;
 
-template <typename W>
-void AnyTileProduct(int rows, const float* a, const W* w, int64_t panel_stride, int num_panels, int64_t depth,
-                    float* c, int64_t c_stride, bool accumulate) {
-  switch (rows) {
-    case 1:
-      TileProduct<1, W>(a, w, panel_stride, num_panels, depth, c, c_stride, accumulate);
-      break;
-    case 2:
-      TileProduct<2, W>(a, w, panel_stride, num_panels, depth, c, c_stride, accumulate);
-      break;
-    case 3:
-      TileProduct<3, W>(a, w, panel_stride, num_panels, depth, c, c_stride, accumulate);
-      break;
-    case 4:
-      TileProduct<4, W>(a, w, panel_stride, num_panels, depth, c, c_stride, accumulate);
-      break;
-    case 5:
-      TileProduct<5, W>(a, w, panel_stride, num_panels, depth, c, c_stride, accumulate);
-      break;
-    default:
-      TileProduct<6, W>(a, w, panel_stride, num_panels, depth, c, c_stride, accumulate);
-      break;
+template <typename W, int MR = kMaxTileRows>
+void TileProduct(int rows, const float* a, const W* w, int64_t panel_stride, int num_panels, int64_t depth,
+                 float* c, int64_t c_stride, bool accumulate, int64_t ahead = 0) {
+  if constexpr (MR > 1) {
+    if (rows < MR) {
+      return TileProduct<W, MR - 1>(rows, a, w, panel_stride, num_panels, depth, c, c_stride, accumulate,
+                                    ahead);
+    }
+  }
+  // As many panels at once as give enough independent chains for the multiply-adds' latency.
+  constexpr int kNp = MR == 1 ? 4 : (MR <= 3 ? 2 : 1);
+  int p = 0;
+  for (; p + kNp <= num_panels; p += kNp) {
+    MicroProduct<MR, kNp, W>(a, w + p * panel_stride, panel_stride, ahead, depth, c + p * kPanel, c_stride,
+                             accumulate);
+  }
+  for (; p < num_panels; ++p) {
+    MicroProduct<MR, 1, W>(a, w + p * panel_stride, panel_stride, ahead, depth, c + p * kPanel, c_stride,
+                           accumulate);
   }
 }
 

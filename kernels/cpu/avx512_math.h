@@ -27,7 +27,7 @@ inline __m512 Exp16(__m512 x) {
 }
 
 // The first n of 16; none for n < 0.
-inline __mmask16 FirstLanes(int n) {
+inline __mmask16 FirstLanes(int64_t n) {
   return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
 }
 

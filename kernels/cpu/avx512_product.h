@@ -13,6 +13,7 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "kernels/cpu/avx512_math.h"
 #include "kernels/cpu/simd_kernels.h"
 
 namespace phalanx {
@@ -46,15 +47,9 @@ template <int MR, int NP, bool kFetch, typename Words>
 }
 
 template <int MR, int NP, bool kFetch, typename Words>
-void MicroProduct(const Row<Words>* a, const Panel<Words>* w, int64_t panel_stride, int64_t ahead,
-                  int64_t depth, float* c, int64_t c_stride, bool accumulate) {
-  __m512 sum[MR][NP];
-#pragma GCC unroll 12
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 4
-    for (int p = 0; p < NP; ++p)
-      sum[i][p] = accumulate ? _mm512_loadu_ps(c + i * c_stride + p * kPanel) : _mm512_setzero_ps();
-  }
+[[gnu::always_inline]] inline void AddProducts(const Row<Words>* a, const Panel<Words>* w,
+                                               int64_t panel_stride, int64_t ahead, int64_t depth,
+                                               __m512 (&sum)[MR][NP]) {
   constexpr int kRun = Words::kRun;
   for (; depth >= kRun; depth -= kRun, a += MR * kRun, w += kRun * kPanel) {
 #pragma GCC unroll 16
@@ -63,11 +58,27 @@ void MicroProduct(const Row<Words>* a, const Panel<Words>* w, int64_t panel_stri
   }
   for (int k = 0; k < depth; ++k)
     Step<MR, NP, kFetch, Words>(a + k, w + k * kPanel, panel_stride, ahead, sum);
+}
+
+// Calls body(i, p) for all sums, unrolled: they stay in registers.
+template <int MR, int NP, typename Body>
+[[gnu::always_inline]] inline void ForSums(Body body) {
 #pragma GCC unroll 12
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 4
-    for (int p = 0; p < NP; ++p) _mm512_storeu_ps(c + i * c_stride + p * kPanel, sum[i][p]);
+    for (int p = 0; p < NP; ++p) body(i, p);
   }
+}
+
+template <int MR, int NP, bool kFetch, typename Words>
+void MicroProduct(const Row<Words>* a, const Panel<Words>* w, int64_t panel_stride, int64_t ahead,
+                  int64_t depth, float* c, int64_t c_stride, bool accumulate) {
+  __m512 sum[MR][NP];
+  ForSums<MR, NP>([&](int i, int p) {
+    sum[i][p] = accumulate ? _mm512_loadu_ps(c + i * c_stride + p * kPanel) : _mm512_setzero_ps();
+  });
+  AddProducts<MR, NP, kFetch, Words>(a, w, panel_stride, ahead, depth, sum);
+  ForSums<MR, NP>([&](int i, int p) { _mm512_storeu_ps(c + i * c_stride + p * kPanel, sum[i][p]); });
 }
 
 template <typename Words>
@@ -75,32 +86,21 @@ struct Tile {
   const Row<Words>* a;
   int64_t panel_stride;
   int64_t ahead;
-  int num_panels;
+  int num_panels;  // 1 or 2
   int64_t depth;
   float* c;
   int64_t c_stride;
   bool accumulate;
 };
 
-// As many panels at once as give enough independent chains for the multiply-adds' latency.
-template <int MR, bool kFetch, typename Words>
-void TileProduct(const Tile<Words>& t, const Panel<Words>* w) {
-  constexpr int kNp = MR <= 2 ? 4 : 2;
-  int p = 0;
-  for (; p + kNp <= t.num_panels; p += kNp) {
-    MicroProduct<MR, kNp, kFetch, Words>(t.a, w + p * t.panel_stride, t.panel_stride, t.ahead, t.depth,
-                                         t.c + p * kPanel, t.c_stride, t.accumulate);
-  }
-  for (; p < t.num_panels; ++p) {
-    MicroProduct<MR, 1, kFetch, Words>(t.a, w + p * t.panel_stride, t.panel_stride, t.ahead, t.depth,
-                                       t.c + p * kPanel, t.c_stride, t.accumulate);
-  }
-}
-
 template <typename Words, bool kFetch, int MR = kMaxTileRows>
-void AnyTileProduct(int rows, const Tile<Words>& t, const Panel<Words>* w) {
-  if (rows == MR) return TileProduct<MR, kFetch, Words>(t, w);
-  if constexpr (MR > 1) AnyTileProduct<Words, kFetch, MR - 1>(rows, t, w);
+void TileProduct(int rows, const Tile<Words>& t, const Panel<Words>* w) {
+  if constexpr (MR > 1) {
+    if (rows < MR) return TileProduct<Words, kFetch, MR - 1>(rows, t, w);
+  }
+  const auto product =
+      t.num_panels == 2 ? MicroProduct<MR, 2, kFetch, Words> : MicroProduct<MR, 1, kFetch, Words>;
+  product(t.a, w, t.panel_stride, t.ahead, t.depth, t.c, t.c_stride, t.accumulate);
 }
 
 template <typename Words>
@@ -110,10 +110,6 @@ void Product(const PanelProductParams& p) {
   const int64_t stride = p.panel_stride / Words::kDepth, begin = p.a_begin / Words::kDepth;
   const int64_t depth = p.depth / Words::kDepth, row_depth = p.a_depth / Words::kDepth;
   const int tiles = NumTiles(p.rows, kMaxTileRows);
-  if (tiles == 1) {
-    return AnyTileProduct<Words, true>(
-        p.rows, {a + begin * p.rows, stride, kAhead, p.num_panels, depth, p.c, p.c_stride, p.accumulate}, w);
-  }
   // The first tile fetches the next two panels.
   const int64_t next = 2 * stride * static_cast<int64_t>(sizeof(*w));
   for (int64_t k = 0; k == 0 || k < depth; k += kSlice) {
@@ -132,11 +128,87 @@ void Product(const PanelProductParams& p) {
                                   p.c + row * p.c_stride + panel * kPanel,
                                   p.c_stride,
                                   p.accumulate || k > 0};
-        t == 0 ? AnyTileProduct<Words, true>(rows, tile, slice)
-               : AnyTileProduct<Words, false>(rows, tile, slice);
+        t == 0 ? TileProduct<Words, true>(rows, tile, slice) : TileProduct<Words, false>(rows, tile, slice);
       }
     }
   }
+}
+
+// Whole outputs of a tile of MR rows from `row` and NP panels. All segments follow one another, as they do in
+// memory; their sums are added in registers.
+template <int MR, int NP, bool kFetch, typename Words>
+void PanelsTree(const TreeProductParams& p, int row, int panel, int64_t ahead) {
+  const int64_t stride = p.panel_stride / Words::kDepth;
+  const auto* const a = static_cast<const Row<Words>*>(p.a) + row * (p.a_depth / Words::kDepth);
+  const auto* const w = static_cast<const Panel<Words>*>(p.w) + panel * stride;
+  const ProductSegment* segment = p.segments;
+  __m512 pending[kMaxTreeLevels][MR][NP];
+  for (int tree = 0; tree < p.num_trees; ++tree) {
+    const int count = p.tree_segments[tree];
+    __m512 sum[MR][NP];
+    ForSums<MR, NP>([&](int i, int j) { sum[i][j] = _mm512_setzero_ps(); });
+    int top = 0;
+    for (int s = 0; s < count; ++s, ++segment) {
+      if (s > 0) {
+        ForSums<MR, NP>([&](int i, int j) {
+          pending[top][i][j] = sum[i][j];
+          sum[i][j] = _mm512_setzero_ps();
+        });
+        ++top;
+      }
+      AddProducts<MR, NP, kFetch, Words>(a + segment->a_begin / Words::kDepth * MR,
+                                         w + segment->w_begin / Words::kDepth * kPanel, stride, ahead,
+                                         segment->depth / Words::kDepth, sum);
+      for (int merged = s; (merged & 1) != 0; merged >>= 1) {
+        --top;
+        ForSums<MR, NP>([&](int i, int j) { sum[i][j] = _mm512_add_ps(pending[top][i][j], sum[i][j]); });
+      }
+    }
+    const int64_t first = int64_t{panel} * kPanel;
+    float* const out = p.out + tree * p.tree_stride + row * p.out_stride + first;
+    ForSums<MR, NP>([&](int i, int j) {
+      const __mmask16 lanes = FirstLanes(p.n - first - j * kPanel);
+      __m512 y = sum[i][j];
+      if (p.bias != nullptr) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes, p.bias + first + j * kPanel));
+      _mm512_mask_storeu_ps(out + i * p.out_stride + j * kPanel, lanes, y);
+    });
+  }
+}
+
+template <typename Words, int NP, bool kFetch, int MR = NP == 4 ? 2 : kMaxTileRows>
+void TileTree(const TreeProductParams& p, int row, int rows, int panel, int64_t ahead) {
+  if constexpr (MR > 1) {
+    if (rows < MR) return TileTree<Words, NP, kFetch, MR - 1>(p, row, rows, panel, ahead);
+  }
+  PanelsTree<MR, NP, kFetch, Words>(p, row, panel, ahead);
+}
+
+template <typename Words, int NP>
+void PanelsTree(const TreeProductParams& p, int panel) {
+  const int tiles = NumTiles(p.rows, kMaxTileRows);
+  if (tiles == 1) return TileTree<Words, NP, true>(p, 0, p.rows, panel, kAhead);
+  if constexpr (NP <= 2) {
+    // The first tile fetches the next two panels; the others find these in the second-level cache.
+    const int64_t next = 2 * p.panel_stride / Words::kDepth * static_cast<int64_t>(sizeof(Panel<Words>));
+    for (int t = 0; t < tiles; ++t) {
+      const int row = TileBegin(p.rows, tiles, kMaxTileRows, true, t);
+      const int rows = TileBegin(p.rows, tiles, kMaxTileRows, true, t + 1) - row;
+      t == 0 ? TileTree<Words, NP, true>(p, row, rows, panel, next)
+             : TileTree<Words, NP, false>(p, row, rows, panel, 0);
+    }
+  }
+}
+
+template <typename Words>
+void BlockTree(const TreeProductParams& p) {
+  const int end = p.first_panel + p.num_panels;
+  int panel = p.first_panel;
+  // One or two rows alone have too few independent chains for the multiply-adds' latency.
+  if (p.rows <= 2) {
+    for (; panel + 4 <= end; panel += 4) PanelsTree<Words, 4>(p, panel);
+  }
+  for (; panel + 2 <= end; panel += 2) PanelsTree<Words, 2>(p, panel);
+  if (panel < end) PanelsTree<Words, 1>(p, panel);
 }
 
 }  // namespace

@@ -14,8 +14,30 @@ int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; 
 
 bool UsesTree(const CpuWeight& weight, int64_t rows) {
   const GemmKernels& kernels = weight.kernels();
-  return weight.quant() == nullptr && kernels.tree_product != nullptr && rows > kernels.max_tile_rows &&
+  return weight.quant() == nullptr && kernels.many_rows_tree != nullptr && rows > kernels.max_tile_rows &&
          weight.row_depth() <= kernels.tree_depth;
+}
+
+// Of all outputs and the first row.
+TreeProductParams TreeParams(const CpuWeight& weight, const ProductOutput& output) {
+  static_assert(1 << kMaxTreeLevels == kMaxShards);
+  TreeProductParams p = {};
+  p.a_depth = weight.row_depth();
+  p.w = weight.panel(0, 0);
+  p.panel_stride = weight.panel_stride();
+  p.all_panels = output.gated ? weight.num_panels() / 2 : weight.num_panels();
+  p.n = weight.n();
+  p.segments = weight.packed_segments().data();
+  p.tree_segments = weight.tree_segments().data();
+  p.num_trees = static_cast<int>(weight.tree_segments().size());
+  p.bias = output.bias;
+  p.out = output.out;
+  p.out_stride = output.stride;
+  p.tree_stride = output.tree_stride;
+  p.gate_panels = output.gated ? p.all_panels : 0;
+  p.packed_out = output.packed;
+  p.packed_depth = output.packed_depth;
+  return p;
 }
 
 }  // namespace
@@ -39,16 +61,15 @@ absl::StatusOr<std::unique_ptr<CpuWeight>> CpuWeight::Pack(const GemmKernels& ke
     return weight;
   }
   for (size_t i = 0; i + 1 < cuts.size(); ++i) {
-    Segment s;
-    s.x_begin = cuts[i] - p.cols.begin;
-    s.depth = cuts[i + 1] - cuts[i];
-    s.row_begin = weight->row_depth_;
-    s.weight_begin = weight->panel_depth_;
-    s.weight_depth = kernels.pad_weights ? RoundUp(s.depth, kernels.k_unit) : s.depth;
-    weight->row_depth_ += RoundUp(s.depth, kernels.k_unit);
-    weight->panel_depth_ += s.weight_depth;
-    weight->segments_.push_back(s);
+    const int64_t depth = cuts[i + 1] - cuts[i], padded = RoundUp(depth, kernels.k_unit);
+    weight->segments_.push_back({cuts[i] - p.cols.begin, depth});
+    weight->packed_segments_.push_back(
+        {weight->row_depth_, weight->panel_depth_, kernels.pad_weights ? padded : depth});
+    weight->row_depth_ += padded;
+    weight->panel_depth_ += weight->packed_segments_.back().depth;
   }
+  for (const Subtree& tree : weight->subtrees_) weight->tree_segments_.push_back(tree.count);
+  if (weight->subtrees_.empty()) weight->tree_segments_ = {1};
   const int64_t elements = weight->num_panels() * weight->panel_stride();
   bool packed = false;
   PHX_ASSIGN_OR_RETURN(weight->memory_, HostBuffer::Create(elements * kernels.weight_bytes, memory, &packed));
@@ -74,9 +95,9 @@ void CpuWeight::PackPanel(const PackWeightParams& p, int panel, float* scratch) 
     }
     piece_begin += piece.rows.size();
   }
-  for (const Segment& s : segments_) {
-    kernels_->pack_weights(scratch + s.x_begin, k_, s.depth,
-                           const_cast<char*>(this->panel(panel, s.weight_begin)));
+  for (size_t i = 0; i < segments_.size(); ++i) {
+    kernels_->pack_weights(scratch + segments_[i].x_begin, k_, segments_[i].depth,
+                           const_cast<char*>(this->panel(panel, packed_segments_[i].w_begin)));
   }
 }
 
@@ -135,13 +156,6 @@ absl::Status CpuGemm::GatedShardedMatmul(const Matrix& x, const CpuWeight& gate_
 void CpuGemm::RunTree(const char* packed_rows, int num_rows, const CpuWeight& weight,
                       const ProductOutput& output) {
   const GemmKernels& kernels = weight.kernels();
-  std::array<ProductSegment, kMaxShards> segments;
-  std::array<int, kMaxShards> tree_segments = {1};
-  for (size_t i = 0; i < weight.segments().size(); ++i) {
-    const CpuWeight::Segment& s = weight.segments()[i];
-    segments[i] = {s.row_begin, s.weight_begin, s.weight_depth};
-  }
-  for (size_t i = 0; i < weight.subtrees().size(); ++i) tree_segments[i] = weight.subtrees()[i].count;
   // All rows of a task stay in the second-level cache.
   constexpr int64_t kRowBytes = 640 << 10;
   const int64_t fitting = kRowBytes / (std::max<int64_t>(weight.row_depth(), 1) * kernels.row_bytes);
@@ -153,39 +167,23 @@ void CpuGemm::RunTree(const char* packed_rows, int num_rows, const CpuWeight& we
   const int num_blocks =
       std::max((num_rows + max_rows - 1) / max_rows, std::min(pool_.num_threads(), num_rows / kOwnRows));
   const int block_rows = static_cast<int>(RoundUp((num_rows + num_blocks - 1) / num_blocks, unit));
-  const int panels = output.gated ? weight.num_panels() / 2 : weight.num_panels();
+  const TreeProductParams whole = TreeParams(weight, output);
   const int task_panels = output.gated ? 4 : 8;
-  const int panel_blocks = (panels + task_panels - 1) / task_panels;
+  const int panel_blocks = (whole.all_panels + task_panels - 1) / task_panels;
   pool_.Run(int64_t{panel_blocks} * num_blocks, [&](int64_t task, int) {
     const int row = static_cast<int>(task / panel_blocks) * block_rows;
     const int first_panel = static_cast<int>(task % panel_blocks) * task_panels;
     if (row >= num_rows) return;
-    TreeProductParams p;
-    p.a = packed_rows + row * weight.row_depth() * kernels.row_bytes;
-    p.a_depth = weight.row_depth();
+    TreeProductParams p = whole;
+    p.a = packed_rows + row * p.a_depth * kernels.row_bytes;
     p.rows = std::min(block_rows, num_rows - row);
-    p.w = weight.panel(0, 0);
-    p.panel_stride = weight.panel_stride();
     p.first_panel = first_panel;
-    p.num_panels = std::min(task_panels, panels - first_panel);
-    p.all_panels = panels;
-    p.n = weight.n();
-    p.segments = segments.data();
-    p.tree_segments = tree_segments.data();
-    p.num_trees = static_cast<int>(std::max<size_t>(1, weight.subtrees().size()));
-    p.bias = output.bias;
-    p.out = output.out + row * output.stride;
-    p.out_stride = output.stride;
-    p.tree_stride = output.tree_stride;
-    p.gate_panels = output.gated ? panels : 0;
-    p.packed_out = nullptr;
-    p.packed_depth = 0;
-    if (output.packed != nullptr) {
-      p.packed_depth = output.packed_depth;
-      p.packed_out = static_cast<char*>(output.packed) + row * p.packed_depth * kernels.row_bytes;
-    }
+    p.num_panels = std::min(task_panels, p.all_panels - first_panel);
+    if (p.out != nullptr) p.out += row * p.out_stride;
+    if (p.packed_out != nullptr)
+      p.packed_out = static_cast<char*>(p.packed_out) + row * p.packed_depth * kernels.row_bytes;
     kernels.begin_task(kernels.max_tile_rows);
-    kernels.tree_product(p);
+    kernels.many_rows_tree(p);
     kernels.end_task();
   });
 }
@@ -219,9 +217,11 @@ absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Produc
     const int begin = TileBegin(rows, tiles, max_tile, kernels.balanced, t);
     const int end = TileBegin(rows, tiles, max_tile, kernels.balanced, t + 1);
     const int row = block_begin(b) + begin;
-    for (const CpuWeight::Segment& s : weight.segments()) {
+    for (size_t i = 0; i < weight.segments().size(); ++i) {
+      const CpuWeight::Segment& s = weight.segments()[i];
       kernels.pack(static_cast<const float*>(x.data) + row * x.stride + s.x_begin, x.stride, end - begin,
-                   tile_rows_of(rows, tiles, t), s.depth, packed_rows + row * packed_row_bytes, s.row_begin);
+                   tile_rows_of(rows, tiles, t), s.depth, packed_rows + row * packed_row_bytes,
+                   weight.packed_segments()[i].a_begin);
     }
   };
   if (num_rows * weight.k() < 65536) {
@@ -234,7 +234,22 @@ absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Produc
     RunTree(packed_rows, num_rows, weight, output);
     return absl::OkStatus();
   }
-
+  if (kernels.block_tree != nullptr && (num_rows <= max_tile || weight.row_depth() <= kernels.tree_depth)) {
+    const TreeProductParams whole = TreeParams(weight, output);
+    const int task_panels = num_rows <= max_tile ? 4 : kernels.block_panels;
+    const int panel_blocks = (whole.all_panels + task_panels - 1) / task_panels;
+    pool_.Run(int64_t{panel_blocks} * num_blocks, [&](int64_t task, int) {
+      const int b = static_cast<int>(task % num_blocks);
+      TreeProductParams p = whole;
+      p.a = packed_rows + block_begin(b) * packed_row_bytes;
+      p.rows = block_size(b);
+      p.first_panel = static_cast<int>(task / num_blocks) * task_panels;
+      p.num_panels = std::min(task_panels, p.all_panels - p.first_panel);
+      p.out += block_begin(b) * p.out_stride;
+      kernels.block_tree(p);
+    });
+    return absl::OkStatus();
+  }
   bool deep = false;
   for (const CpuWeight::Segment& s : weight.segments()) deep |= s.depth > kernels.shallow_k;
   const int many_panels = deep ? kernels.deep_block_panels : kernels.block_panels;
@@ -243,8 +258,7 @@ absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Produc
   const int padded_rows = static_cast<int>(RoundUp(std::min(num_rows, kernels.block_rows), max_tile));
   const int64_t width = int64_t{block_panels} * kPanel;
   const int64_t sum_size = padded_rows * width;
-  int max_count = 1;
-  for (const Subtree& tree : weight.subtrees()) max_count = std::max(max_count, tree.count);
+  const int max_count = *std::max_element(weight.tree_segments().begin(), weight.tree_segments().end());
   const int levels = std::bit_width(static_cast<unsigned>(max_count));
   for (Scratch& s : sums_) PHX_RETURN_IF_ERROR(s.Get(levels * sum_size * 4).status());
 
@@ -270,14 +284,12 @@ absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Produc
                           cols == num_panels * kPanel &&
                           (kernels.balanced || rows % max_tile == 0 || rows < max_tile);
     size_t segment = 0;
-    const size_t num_trees = std::max<size_t>(1, weight.subtrees().size());
-    for (size_t t = 0; t < num_trees; ++t) {
-      const int count = weight.subtrees().empty() ? 1 : weight.subtrees()[t].count;
-      SumShards(count, stack, sum_size, rows * width, [&](int, float* sum) {
-        const CpuWeight::Segment& s = weight.segments()[segment++];
-        p.a_begin = s.row_begin;
-        p.w = weight.panel(first_panel, s.weight_begin);
-        p.depth = s.weight_depth;
+    for (size_t t = 0; t < weight.tree_segments().size(); ++t) {
+      SumShards(weight.tree_segments()[t], stack, sum_size, rows * width, [&](int, float* sum) {
+        const ProductSegment& s = weight.packed_segments()[segment++];
+        p.a_begin = s.a_begin;
+        p.w = weight.panel(first_panel, s.w_begin);
+        p.depth = s.depth;
         p.c = sum;
         if (in_place) {
           p.c = output.out + block_begin(b) * output.stride + int64_t{first_panel} * kPanel;

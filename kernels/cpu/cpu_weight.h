@@ -21,9 +21,6 @@ class CpuWeight : public PackedWeight {
   struct Segment {
     int64_t x_begin = 0;  // in columns of x
     int64_t depth = 0;
-    int64_t row_begin = 0;     // in packed rows
-    int64_t weight_begin = 0;  // in panels
-    int64_t weight_depth = 0;  // depth, padded where the kernels want it
   };
 
   // Where `quant` is given, pieces of one type that it knows stay quantised. `memory` may be null.
@@ -42,6 +39,9 @@ class CpuWeight : public PackedWeight {
   // Null where the weight is none that stayed quantised; what follows is not of such a one.
   const QuantPanels* quant() const { return quant_.get(); }
   const std::vector<Segment>& segments() const { return segments_; }
+  // The same in packed rows and panels; depth is padded where the kernels want it.
+  const std::vector<ProductSegment>& packed_segments() const { return packed_segments_; }
+  const std::vector<int>& tree_segments() const { return tree_segments_; }  // segments of each tree
   int num_panels() const { return static_cast<int>((n_ + kPanel - 1) / kPanel); }
   int64_t row_depth() const { return row_depth_; }                // packed k of a row
   int64_t panel_stride() const { return panel_depth_ * kPanel; }  // elements
@@ -56,6 +56,8 @@ class CpuWeight : public PackedWeight {
   const GemmKernels* kernels_ = nullptr;
   int64_t n_ = 0, k_ = 0, row_depth_ = 0, panel_depth_ = 0;
   std::vector<Segment> segments_;
+  std::vector<ProductSegment> packed_segments_;
+  std::vector<int> tree_segments_;
   std::vector<Subtree> subtrees_;
   std::unique_ptr<HostBuffer> memory_;
   std::unique_ptr<QuantPanels> quant_;
@@ -82,7 +84,7 @@ class CpuGemm {
                                   float* sums, int64_t tree_stride);
 
  private:
-  // By the kernels' tree_product; rows are packed.
+  // By the kernels' many_rows_tree; rows are packed.
   void RunTree(const char* packed_rows, int num_rows, const CpuWeight& weight, const ProductOutput& output);
   absl::Status Run(const Matrix& x, const CpuWeight& weight, const ProductOutput& output);
 

@@ -42,7 +42,10 @@ struct ProductSegment {
   int64_t depth;    // a multiple of 32
 };
 
-// Whole outputs of many rows: each segment's sum by itself, segments added in the trees' order, then bias.
+// Pending sums of a tree while its segments are summed: log2 of the most segments.
+inline constexpr int kMaxTreeLevels = 6;
+
+// Whole outputs: each segment's sum by itself, segments added in the trees' order, then bias.
 struct TreeProductParams {
   const void* a;    // packed rows
   int64_t a_depth;  // packed k of a row
@@ -95,8 +98,10 @@ struct GemmKernels {
   // wants).
   void (*pack_weights)(const float* rows, int64_t stride, int64_t depth, void* panel);
   void (*product)(const PanelProductParams& params);
-  // Used for more than one tile of rows and at most tree_depth packed k; null where there is none.
-  void (*tree_product)(const TreeProductParams& params);
+  // Null where there is none. For a block of rows (all_panels and what is said of gates is not read) and for
+  // all of them, more than one tile. Several tiles: of at most tree_depth packed k.
+  void (*block_tree)(const TreeProductParams& params);
+  void (*many_rows_tree)(const TreeProductParams& params);
   int64_t tree_depth;
   // Around the products of one task on a thread; null where there is nothing to do.
   void (*begin_task)(int rows);

@@ -4,14 +4,16 @@
 //   engine_bench [--model FILE] [--tp D] [--threads N] [--shards N] [--compute fp32|fast]
 //                [--rung auto|reference|avx2|avx512|avx512_bf16|amx|cuda] [--prefill N] [--prompt N]
 //                [--steps N] [--batches 1,8,32] [--kv-cache-dtype auto|bf16|fp32|int8|fp8] [--repeats N]
-//                [--cuda-mode invariant|fast] [--cuda-graphs off|auto|on] [--json]
+//                [--cuda-mode invariant|fast] [--cuda-graphs off|auto|on] [--against-shards N] [--json]
 //
 // Without --model: a small random model, to see that the bench runs. Prefill: a prompt of --prefill tokens
 // (512) in one step. Decode: sequences with a prompt of --prompt tokens (64@2048: 64 sequences, of
-// 2048 each), --steps steps of one token each, greedy. Each figure is the best of --repeats runs (3).
-// Bandwidth: packed weights and the KV cache that a step reads, times steps a second, over what as many
-// threads read from a buffer as large (a device: over what it copies, bytes read and written). Operations:
-// two for each weight and token, the head only for rows with logits, over the peak of the rung's instruction.
+// 2048 each), --steps steps of one token each, greedy. Each figure is the best of --repeats runs (3). With
+// --against-shards another group of so many shards runs in turn with the first: the median of their times'
+// ratios. Bandwidth: packed weights and the KV cache that a step reads, times steps a second, over what as
+// many threads read from a buffer as large (a device: over what it copies, bytes read and written).
+// Operations: two for each weight and token, the head only for rows with logits, over the peak of the rung's
+// instruction.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -37,6 +39,7 @@ struct Flags {
   int tp = 1;
   int threads = 1;
   int shards = kDefaultShards;
+  int against_shards = 0;  // none
   std::string compute = "fast";
   std::string rung = "auto";
   KvType kv_type = KvType::kAuto;
@@ -82,6 +85,8 @@ Flags ParseFlags(int argc, char** argv) {
       flags.tp = Number(name, value);
     } else if (name == "--shards") {
       flags.shards = Number(name, value);
+    } else if (name == "--against-shards") {
+      flags.against_shards = Number(name, value);
     } else if (name == "--threads") {
       flags.threads = Number(name, value);
     } else if (name == "--compute" && (value == "fp32" || value == "fast")) {
@@ -273,12 +278,17 @@ class Report {
                 flags.threads);
     std::printf("weights %.1f MB, read at most %.1f GB/s; %.1f GFLOP/s at most\n",
                 static_cast<double>(weight_bytes_) / 1e6, bandwidth_ / 1e9, peak_ / 1e9);
-    std::printf("%-14s %10s %10s %12s %12s\n", "", "tok/s", "ms/step", "of bandwidth", "of FLOP/s");
+    std::printf("%-14s %10s %10s %12s %12s", "", "tok/s", "ms/step", "of bandwidth", "of FLOP/s");
+    if (flags.against_shards > 0)
+      std::printf("   %d shards' time over %d's", flags.shards, flags.against_shards);
+    std::printf("\n");
   }
 
-  // `kv_read`: positions that all steps together read.
+  // `kv_read`: positions that all steps together read. `times`: seconds of each run, and of those in turn
+  // with them.
   void Add(const std::string& name, int64_t tokens, int64_t logits, int steps, double kv_read,
-           double seconds) {
+           const std::vector<std::vector<double>>& times) {
+    const double seconds = *std::min_element(times[0].begin(), times[0].end());
     const double tokens_per_second = static_cast<double>(tokens) / seconds;
     const double kv_bytes = static_cast<double>(KvBytes(group_->config(), group_->ops(0).info().kv_type));
     const double bytes = static_cast<double>(weight_bytes_) * steps + kv_read * kv_bytes;
@@ -290,9 +300,19 @@ class Report {
                    {"ms_per_step", seconds / steps * 1e3},
                    {"share_of_bandwidth", bandwidth_share},
                    {"share_of_peak_flops", peak_share}};
+    double ratio = 0;
+    if (times.size() > 1) {
+      std::vector<double> ratios;
+      for (size_t i = 0; i < times[0].size(); ++i) ratios.push_back(times[0][i] / times[1][i]);
+      std::sort(ratios.begin(), ratios.end());
+      ratio = ratios[ratios.size() / 2];
+      json_[name]["time_against_shards"] = ratio;
+    }
     if (flags_.json) return;
-    std::printf("%-14s %10.1f %10.3f %11.1f%% %11.1f%%\n", name.c_str(), tokens_per_second,
+    std::printf("%-14s %10.1f %10.3f %11.1f%% %11.1f%%", name.c_str(), tokens_per_second,
                 seconds / steps * 1e3, bandwidth_share * 100, peak_share * 100);
+    if (ratio > 0) std::printf("   %.3f", ratio);
+    std::printf("\n");
   }
 
   void Finish() const {
@@ -330,7 +350,6 @@ int Main(int argc, char** argv) {
   const int longest = std::max(longest_prompt + flags.steps + 1, flags.prefill);
   TestGroupOptions options;
   options.num_ranks = flags.tp;
-  options.num_shards = std::max(flags.tp, flags.shards);
   options.ops = {.rung = flags.rung,
                  .compute = flags.compute == "fp32" ? Compute::kFp32 : Compute::kFast,
                  .num_threads = flags.threads,
@@ -343,25 +362,34 @@ int Main(int argc, char** argv) {
                     .block_size = kBlockSize,
                     .kv_bytes = int64_t{1} << 40,
                     .max_kv_blocks = int64_t{max_batch} * (longest / kBlockSize + 1)};
-  const absl::StatusOr<std::unique_ptr<TestGroup>> group = TestGroup::Create(*file, options);
-  if (!group.ok()) Fail(group.status().ToString());
+  std::vector<std::unique_ptr<TestGroup>> groups;
+  std::vector<Bench> benches;
+  for (const int shards : {flags.shards, flags.against_shards}) {
+    if (shards == 0) continue;
+    options.num_shards = std::max(flags.tp, shards);
+    absl::StatusOr<std::unique_ptr<TestGroup>> group = TestGroup::Create(*file, options);
+    if (!group.ok()) Fail(group.status().ToString());
+    groups.push_back(*std::move(group));
+    benches.emplace_back(groups.back().get(), groups.back()->runner(0).num_kv_blocks());
+  }
 
-  Report report(flags, group->get());
-  Bench bench(group->get(), (*group)->runner(0).num_kv_blocks());
-  const auto best = [&flags](const auto& measure) {
-    double seconds = measure();
-    for (int i = 1; i < flags.repeats; ++i) seconds = std::min(seconds, measure());
+  Report report(flags, groups[0].get());
+  const auto times = [&](const auto& measure) {
+    std::vector<std::vector<double>> seconds(benches.size());
+    for (int i = 0; i < flags.repeats; ++i) {
+      for (size_t g = 0; g < benches.size(); ++g) seconds[g].push_back(measure(benches[g]));
+    }
     return seconds;
   };
   report.Add(absl::StrCat("prefill ", flags.prefill), flags.prefill, 1, 1, flags.prefill,
-             best([&] { return bench.Prefill(flags.prefill); }));
+             times([&](Bench& bench) { return bench.Prefill(flags.prefill); }));
   for (const Flags::Batch& batch : flags.batches) {
     const int prompt = batch.prompt > 0 ? batch.prompt : flags.prompt;
     const int64_t tokens = int64_t{batch.size} * flags.steps;
     const double positions = prompt + 0.5 * flags.steps;
     report.Add(absl::StrCat("decode ", batch.size, batch.prompt > 0 ? absl::StrCat("@", batch.prompt) : ""),
                tokens, tokens, flags.steps, static_cast<double>(tokens) * positions,
-               best([&] { return bench.Decode(batch.size, prompt, flags.steps); }));
+               times([&](Bench& bench) { return bench.Decode(batch.size, prompt, flags.steps); }));
   }
   report.Finish();
   return 0;
