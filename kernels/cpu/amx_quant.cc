@@ -122,16 +122,16 @@ void TileProduct(const Operands& p) {
 #undef PHX_ROWS
 
 template <QuantType kType>
-void AnyProduct(const QuantProductParams& p) {
+void AnyProduct(const QuantProductParams& p, const QuantRun& run) {
   alignas(64) char unpacked[kMaxSlice * 1024];
   const int tiles = NumTiles(p.rows, p.tile_rows);
-  const int64_t slices = p.blocks > kMaxSlice ? (p.blocks + kMaxSlice - 1) / kMaxSlice : 1;
+  const int64_t slices = run.blocks > kMaxSlice ? (run.blocks + kMaxSlice - 1) / kMaxSlice : 1;
   const int64_t all = p.row_blocks * p.tile_rows;
   for (int panel = 0; panel < p.num_panels; ++panel) {
     for (int64_t slice = 0; slice < slices; ++slice) {
-      const int64_t first = p.blocks * slice / slices, begin = p.begin + first;
+      const int64_t first = run.blocks * slice / slices, begin = run.begin + first;
       Operands o;
-      o.blocks = p.blocks * (slice + 1) / slices - first;
+      o.blocks = run.blocks * (slice + 1) / slices - first;
       const char* w = p.w + panel * p.panel_bytes;
       o.scales = w + p.row_blocks * QuantDataBytes(kType) + begin * QuantScaleBytes(kType);
       Unpack<kType>(w + begin * QuantDataBytes(kType), o.blocks, unpacked);
@@ -155,15 +155,14 @@ void AnyProduct(const QuantProductParams& p) {
 
 int TileRows(int rows) { return rows <= kVnniRows ? rows : rows <= 8 ? 8 : 16; }
 
-void AmxProduct(const QuantProductParams& p) {
-  if (p.tile_rows <= kVnniRows) return Avx512QuantProduct(p);
+void AmxProduct(const QuantProductParams& p, const QuantRun& run) {
   switch (p.type) {
     case QuantType::kQ8_0:
-      return AnyProduct<QuantType::kQ8_0>(p);
+      return AnyProduct<QuantType::kQ8_0>(p, run);
     case QuantType::kQ4_0:
-      return AnyProduct<QuantType::kQ4_0>(p);
+      return AnyProduct<QuantType::kQ4_0>(p, run);
     case QuantType::kQ4_1:
-      return AnyProduct<QuantType::kQ4_1>(p);
+      return AnyProduct<QuantType::kQ4_1>(p, run);
   }
 }
 
@@ -173,6 +172,8 @@ const QuantKernels kAmxQuant = {.block_rows = 256,
                                 .tile_rows = TileRows,
                                 .pack = Avx512QuantPack,
                                 .product = AmxProduct,
+                                .tree = Avx512QuantTree,
+                                .tree_rows = kVnniRows,
                                 .begin_task = BeginTask,
                                 .end_task = EndTask};
 

@@ -215,7 +215,7 @@ void AnyRows(int rows, const Rows& a, const char* w, const char* scales, int64_t
 }
 
 template <QuantType kType>
-void AnyProduct(const QuantProductParams& p) {
+void AnyProduct(const QuantProductParams& p, const QuantRun& run) {
   // A slice of a panel stays in the first-level cache while all rows pass over it. Both halves of a panel
   // read it, one after the other.
   constexpr int64_t kSlice = 8192 / QuantDataBytes(kType);
@@ -223,8 +223,8 @@ void AnyProduct(const QuantProductParams& p) {
   const int64_t all = p.row_blocks * p.tile_rows;
   int64_t k = 0;
   do {  // once for no k at all: sums of 0
-    const int64_t blocks = p.blocks - k < kSlice ? p.blocks - k : kSlice;
-    const int64_t begin = p.begin + k, at = begin * p.tile_rows;
+    const int64_t blocks = run.blocks - k < kSlice ? run.blocks - k : kSlice;
+    const int64_t begin = run.begin + k, at = begin * p.tile_rows;
     for (int panel = 0; panel < p.num_panels; ++panel) {
       const char* const w = p.w + panel * p.panel_bytes;
       const char* const scales = w + p.row_blocks * QuantDataBytes(kType) + begin * QuantScaleBytes(kType);
@@ -243,19 +243,19 @@ void AnyProduct(const QuantProductParams& p) {
       }
     }
     k += kSlice;
-  } while (k < p.blocks);
+  } while (k < run.blocks);
 }
 
 int TileRows(int rows) { return rows < kMaxRows ? rows : kMaxRows; }
 
-void AnyType(const QuantProductParams& p) {
+void AnyType(const QuantProductParams& p, const QuantRun& run) {
   switch (p.type) {
     case QuantType::kQ8_0:
-      return AnyProduct<QuantType::kQ8_0>(p);
+      return AnyProduct<QuantType::kQ8_0>(p, run);
     case QuantType::kQ4_0:
-      return AnyProduct<QuantType::kQ4_0>(p);
+      return AnyProduct<QuantType::kQ4_0>(p, run);
     case QuantType::kQ4_1:
-      return AnyProduct<QuantType::kQ4_1>(p);
+      return AnyProduct<QuantType::kQ4_1>(p, run);
   }
 }
 
@@ -265,6 +265,8 @@ const QuantKernels kAvx2Quant = {.block_rows = 96,
                                  .tile_rows = TileRows,
                                  .pack = Pack,
                                  .product = AnyType,
+                                 .tree = nullptr,
+                                 .tree_rows = 0,
                                  .begin_task = nullptr,
                                  .end_task = nullptr};
 

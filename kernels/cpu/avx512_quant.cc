@@ -4,6 +4,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels/cpu/avx512_math.h"
 #include "kernels/cpu/quant_kernels.h"
 
 namespace phalanx {
@@ -60,20 +61,22 @@ struct Rows {
 
 inline Rows RowsAt(const QuantProductParams& p, int tile) {
   const char* a = p.a + tile * p.tile_bytes;
-  const int64_t all = p.row_blocks * p.tile_rows, at = p.begin * p.tile_rows;
-  const auto* scale = reinterpret_cast<const float*>(a + all * 64) + at;
-  return {a + at * 64, scale, scale + all, reinterpret_cast<const int32_t*>(scale + 2 * all), p.tile_rows};
+  const int64_t all = p.row_blocks * p.tile_rows;
+  const auto* scale = reinterpret_cast<const float*>(a + all * 64);
+  return {a, scale, scale + all, reinterpret_cast<const int32_t*>(scale + 2 * all), p.tile_rows};
 }
 
-// One panel times kRows rows, `blocks` blocks.
+// sum += one panel times kRows rows, blocks [begin, begin + blocks).
 template <QuantType kType, int kRows, bool kPrefetch>
-void Product(Rows a, const char* w, const char* scales, int64_t blocks, float* c, int64_t c_stride,
-             bool accumulate) {
+[[gnu::always_inline]] inline void AddBlocks(Rows a, const char* w, const char* scales, int64_t begin,
+                                             int64_t blocks, __m512 (&sum)[kRows]) {
   constexpr int kAhead = 4096;
-  __m512 sum[kRows];
-  for (int r = 0; r < kRows; ++r) {
-    sum[r] = accumulate ? _mm512_loadu_ps(c + r * c_stride) : _mm512_setzero_ps();
-  }
+  w += begin * QuantDataBytes(kType);
+  scales += begin * QuantScaleBytes(kType);
+  a.ints += begin * a.stride * 64;
+  a.scale += begin * a.stride;
+  a.scaled_sum += begin * a.stride;
+  a.start += begin * a.stride;
   for (int64_t b = 0; b < blocks; ++b) {
     __m512i s1[kRows], s2[kRows];
     for (int r = 0; r < kRows; ++r) {
@@ -121,61 +124,63 @@ void Product(Rows a, const char* w, const char* scales, int64_t blocks, float* c
     a.scaled_sum += a.stride;
     a.start += a.stride;
   }
-  for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(c + r * c_stride, sum[r]);
 }
 
-inline void Advance(Rows* a, int64_t blocks) {
-  const int64_t rows = blocks * a->stride;
-  a->ints += rows * 64;
-  a->scale += rows;
-  a->scaled_sum += rows;
-  a->start += rows;
+// Whole outputs of one panel and a tile's kRows rows: runs follow one another in memory, their sums are added
+// in registers.
+template <QuantType kType, int kRows, bool kPrefetch>
+void PanelTree(const QuantProductParams& p, const QuantTree& t, int panel, int tile) {
+  const Rows a = RowsAt(p, tile);
+  const char* const w = p.w + panel * p.panel_bytes;
+  const char* const scales = w + p.row_blocks * QuantDataBytes(kType);
+  const __mmask16 lanes = FirstLanes(t.cols - int64_t{panel} * kPanel);
+  const QuantRun* run = t.runs;
+  __m512 pending[kMaxTreeLevels][kRows];
+  for (int tree = 0; tree < t.num_trees; ++tree) {
+    const int count = t.tree_runs[tree];
+    __m512 sum[kRows];
+    for (int r = 0; r < kRows; ++r) sum[r] = _mm512_setzero_ps();
+    int top = 0;
+    for (int s = 0; s < count; ++s, ++run) {
+      if (s > 0) {
+        for (int r = 0; r < kRows; ++r) {
+          pending[top][r] = sum[r];
+          sum[r] = _mm512_setzero_ps();
+        }
+        ++top;
+      }
+      AddBlocks<kType, kRows, kPrefetch>(a, w, scales, run->begin, run->blocks, sum);
+      for (int merged = s; (merged & 1) != 0; merged >>= 1) {
+        --top;
+        for (int r = 0; r < kRows; ++r) sum[r] = _mm512_add_ps(pending[top][r], sum[r]);
+      }
+    }
+    const int64_t first = int64_t{panel} * kPanel;
+    float* const out = p.c + tree * t.tree_stride + int64_t{tile} * p.tile_rows * p.c_stride + first;
+    for (int r = 0; r < kRows; ++r) {
+      __m512 y = sum[r];
+      if (t.bias != nullptr) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes, t.bias + first));
+      _mm512_mask_storeu_ps(out + r * p.c_stride, lanes, y);
+    }
+  }
 }
 
-template <QuantType kType, int kRows>
-void RowsProduct(const Rows& a, const char* w, const char* scales, int64_t blocks, bool prefetch, float* c,
-                 int64_t c_stride, bool accumulate) {
-  if (prefetch) return Product<kType, kRows, true>(a, w, scales, blocks, c, c_stride, accumulate);
-  Product<kType, kRows, false>(a, w, scales, blocks, c, c_stride, accumulate);
+template <QuantType kType, bool kPrefetch, int kRows = kMaxRows>
+void TileTree(const QuantProductParams& p, const QuantTree& t, int panel, int tile, int rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return TileTree<kType, kPrefetch, kRows - 1>(p, t, panel, tile, rows);
+  }
+  PanelTree<kType, kRows, kPrefetch>(p, t, panel, tile);
 }
 
 template <QuantType kType>
-void AnyProduct(const QuantProductParams& p) {
-  // A slice of a panel stays in the first-level cache while all rows pass over it.
-  constexpr int64_t kSlice = 16384 / QuantDataBytes(kType);
+void Tree(const QuantProductParams& p, const QuantTree& t) {
   const int tiles = NumTiles(p.rows, p.tile_rows);
-  const int64_t slice = tiles == 1 ? p.blocks : kSlice;
-  int64_t k = 0;
-  do {  // once for no k at all: sums of 0
-    const int64_t blocks = p.blocks - k < slice ? p.blocks - k : slice;
-    for (int panel = 0; panel < p.num_panels; ++panel) {
-      const char* w = p.w + panel * p.panel_bytes;
-      const char* scales = w + p.row_blocks * QuantDataBytes(kType) + (p.begin + k) * QuantScaleBytes(kType);
-      w += (p.begin + k) * QuantDataBytes(kType);
-      for (int t = 0; t < tiles; ++t) {
-        Rows a = RowsAt(p, t);
-        Advance(&a, k);
-        float* c = p.c + int64_t{t} * p.tile_rows * p.c_stride + panel * kPanel;
-        const int left = p.rows - t * p.tile_rows;
-        const bool prefetch = t == 0;
-        const bool accumulate = k > 0;
-        switch (left < p.tile_rows ? left : p.tile_rows) {
-          case 1:
-            RowsProduct<kType, 1>(a, w, scales, blocks, prefetch, c, p.c_stride, accumulate);
-            break;
-          case 2:
-            RowsProduct<kType, 2>(a, w, scales, blocks, prefetch, c, p.c_stride, accumulate);
-            break;
-          case 3:
-            RowsProduct<kType, 3>(a, w, scales, blocks, prefetch, c, p.c_stride, accumulate);
-            break;
-          default:
-            RowsProduct<kType, 4>(a, w, scales, blocks, prefetch, c, p.c_stride, accumulate);
-        }
-      }
-    }
-    k += slice;
-  } while (k < p.blocks);
+  for (int panel = 0; panel < p.num_panels; ++panel) {
+    TileTree<kType, true>(p, t, panel, 0, p.rows);
+    for (int tile = 1; tile < tiles; ++tile)
+      TileTree<kType, false>(p, t, panel, tile, p.rows - tile * p.tile_rows);
+  }
 }
 
 int TileRows(int rows) { return rows < kMaxRows ? rows : kMaxRows; }
@@ -209,21 +214,23 @@ void Avx512QuantPack(const QuantPackParams& p) {
   }
 }
 
-void Avx512QuantProduct(const QuantProductParams& p) {
+void Avx512QuantTree(const QuantProductParams& p, const QuantTree& t) {
   switch (p.type) {
     case QuantType::kQ8_0:
-      return AnyProduct<QuantType::kQ8_0>(p);
+      return Tree<QuantType::kQ8_0>(p, t);
     case QuantType::kQ4_0:
-      return AnyProduct<QuantType::kQ4_0>(p);
+      return Tree<QuantType::kQ4_0>(p, t);
     case QuantType::kQ4_1:
-      return AnyProduct<QuantType::kQ4_1>(p);
+      return Tree<QuantType::kQ4_1>(p, t);
   }
 }
 
 const QuantKernels kAvx512Quant = {.block_rows = 128,
                                    .tile_rows = TileRows,
                                    .pack = Avx512QuantPack,
-                                   .product = Avx512QuantProduct,
+                                   .product = nullptr,
+                                   .tree = Avx512QuantTree,
+                                   .tree_rows = INT32_MAX,
                                    .begin_task = nullptr,
                                    .end_task = nullptr};
 

@@ -53,8 +53,10 @@ absl::StatusOr<std::unique_ptr<CpuWeight>> CpuWeight::Pack(const GemmKernels& ke
   std::vector<int64_t> cuts = p.shard_cuts;
   if (cuts.empty()) {
     cuts = {p.cols.begin, p.cols.end};
+    weight->tree_segments_ = {1};
   } else {
     weight->subtrees_ = SubtreesOf(p.first_shard, p.first_shard + static_cast<int>(cuts.size()) - 1);
+    for (const Subtree& tree : weight->subtrees_) weight->tree_segments_.push_back(tree.count);
   }
   if (const std::optional<QuantType> type = QuantPanels::TypeOf(p); quant != nullptr && type) {
     PHX_ASSIGN_OR_RETURN(weight->quant_, QuantPanels::Pack(*type, *quant, p, pool, memory));
@@ -68,8 +70,6 @@ absl::StatusOr<std::unique_ptr<CpuWeight>> CpuWeight::Pack(const GemmKernels& ke
     weight->row_depth_ += padded;
     weight->panel_depth_ += weight->packed_segments_.back().depth;
   }
-  for (const Subtree& tree : weight->subtrees_) weight->tree_segments_.push_back(tree.count);
-  if (weight->subtrees_.empty()) weight->tree_segments_ = {1};
   const int64_t elements = weight->num_panels() * weight->panel_stride();
   bool packed = false;
   PHX_ASSIGN_OR_RETURN(weight->memory_, HostBuffer::Create(elements * kernels.weight_bytes, memory, &packed));
@@ -191,7 +191,7 @@ void CpuGemm::RunTree(const char* packed_rows, int num_rows, const CpuWeight& we
 absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const ProductOutput& output) {
   if (x.rows == 0 || weight.n() == 0) return absl::OkStatus();
   if (weight.quant() != nullptr) {
-    return quant_.Run(x, *weight.quant(), weight.n(), weight.subtrees(), output);
+    return quant_.Run(x, *weight.quant(), weight.n(), weight.tree_segments(), output);
   }
   const GemmKernels& kernels = weight.kernels();
   const auto num_rows = static_cast<int>(x.rows);

@@ -64,9 +64,7 @@ struct QuantProductParams {
   int tile_rows;       // of every tile
   int64_t tile_bytes;  // from a tile to the next
   int64_t row_blocks;  // blocks of a packed row and of a panel, the whole of them
-  int64_t begin;       // first block of this product, in both
-  int64_t blocks;
-  const char* w;  // first panel
+  const char* w;       // first panel
   int64_t panel_bytes;
   int num_panels;
   int rows;
@@ -74,12 +72,32 @@ struct QuantProductParams {
   int64_t c_stride;
 };
 
+// Blocks that are summed by themselves, in packed rows and panels alike.
+struct QuantRun {
+  int64_t begin;
+  int64_t blocks;
+};
+
+// What makes whole outputs of runs: they are added in the trees' order, then bias.
+struct QuantTree {
+  const QuantRun* runs;
+  const int* tree_runs;  // [num_trees] runs of each tree, which follow one another
+  int num_trees;
+  int64_t tree_stride;  // elements of c from a tree's outputs to the next's
+  const float* bias;    // [cols] or null
+  int64_t cols;         // outputs to be written
+};
+
 struct QuantKernels {
   int block_rows;  // rows of a task at most, a multiple of any tile_rows
   // Rows of a tile where there are so many in all.
   int (*tile_rows)(int rows);
   void (*pack)(const QuantPackParams& params);
-  void (*product)(const QuantProductParams& params);
+  // Of one run; null where `tree` takes any number of rows.
+  void (*product)(const QuantProductParams& params, const QuantRun& run);
+  // Whole outputs, of up to tree_rows rows.
+  void (*tree)(const QuantProductParams& params, const QuantTree& tree);
+  int tree_rows;
   // Around the products of one task on a thread; null where there is nothing to do.
   void (*begin_task)(int tile_rows);
   void (*end_task)(int tile_rows);
@@ -94,6 +112,6 @@ extern const QuantKernels kAvx512Quant;
 extern const QuantKernels kAmxQuant;
 
 void Avx512QuantPack(const QuantPackParams& params);
-void Avx512QuantProduct(const QuantProductParams& params);
+void Avx512QuantTree(const QuantProductParams& params, const QuantTree& tree);
 
 }  // namespace phalanx

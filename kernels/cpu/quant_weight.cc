@@ -50,14 +50,12 @@ absl::StatusOr<std::unique_ptr<QuantPanels>> QuantPanels::Pack(QuantType type, c
   std::vector<int64_t> cuts = p.shard_cuts;
   if (cuts.empty()) cuts = {p.cols.begin, p.cols.end};
   for (size_t i = 0; i + 1 < cuts.size(); ++i) {
-    Segment s;
-    s.x_begin = cuts[i] - p.cols.begin;
-    s.depth = cuts[i + 1] - cuts[i];
-    s.phase = static_cast<int>(cuts[i] % kQuantBlock);
-    s.block_begin = weight->blocks_;
-    s.blocks = s.depth == 0 ? 0 : (s.phase + s.depth + kQuantBlock - 1) / kQuantBlock;
-    weight->blocks_ += s.blocks;
-    weight->segments_.push_back(s);
+    const int64_t depth = cuts[i + 1] - cuts[i];
+    const auto phase = static_cast<int>(cuts[i] % kQuantBlock);
+    const int64_t blocks = depth == 0 ? 0 : (phase + depth + kQuantBlock - 1) / kQuantBlock;
+    weight->segments_.push_back({cuts[i] - p.cols.begin, depth, phase});
+    weight->runs_.push_back({weight->blocks_, blocks});
+    weight->blocks_ += blocks;
   }
   // Rows of the result, of which row i is row first_row of a source.
   struct Run {
@@ -97,9 +95,9 @@ void QuantPanels::PackRow(const WeightSource& source, int64_t row, int64_t first
                             (source.first_row + row) * RowBytes(source.dtype, source.cols);
   char* data = panel + place * 4;
   char* scales = panel + blocks_ * QuantDataBytes(type_) + place * 2;
-  for (const Segment& s : segments_) {
-    const uint8_t* block = bytes + (first_column + s.x_begin) / kQuantBlock * block_bytes;
-    for (int64_t b = 0; b < s.blocks; ++b, block += block_bytes) {
+  for (size_t i = 0; i < segments_.size(); ++i) {
+    const uint8_t* block = bytes + (first_column + segments_[i].x_begin) / kQuantBlock * block_bytes;
+    for (int64_t b = 0; b < runs_[i].blocks; ++b, block += block_bytes) {
       std::memcpy(scales, block, 2);
       if (type_ == QuantType::kQ8_0) {
         SpreadQuads<8>(block + 2, data);
@@ -121,7 +119,8 @@ void QuantGemm::PackTiles(const Matrix& x, const QuantPanels& weight, int tile_r
   const int64_t tile_bytes = QuantTileBytes(tile_rows, weight.blocks());
   const auto pack = [&](int64_t tile, int) {
     const int64_t row = tile * tile_rows;
-    for (const QuantPanels::Segment& s : weight.segments()) {
+    for (size_t i = 0; i < weight.segments().size(); ++i) {
+      const QuantPanels::Segment& s = weight.segments()[i];
       kernels.pack({.x = static_cast<const float*>(x.data) + row * x.stride + s.x_begin,
                     .stride = x.stride,
                     .rows = static_cast<int>(std::min<int64_t>(tile_rows, num_rows - row)),
@@ -129,7 +128,7 @@ void QuantGemm::PackTiles(const Matrix& x, const QuantPanels& weight, int tile_r
                     .phase = s.phase,
                     .type = weight.type(),
                     .tile = {packed + tile * tile_bytes, tile_rows, weight.blocks()},
-                    .begin = s.block_begin});
+                    .begin = weight.runs()[i].begin});
     }
   };
   const int tiles = NumTiles(num_rows, tile_rows);
@@ -141,7 +140,7 @@ void QuantGemm::PackTiles(const Matrix& x, const QuantPanels& weight, int tile_r
 }
 
 absl::Status QuantGemm::Run(const Matrix& x, const QuantPanels& weight, int64_t n,
-                            const std::vector<Subtree>& subtrees, const ProductOutput& output) {
+                            const std::vector<int>& tree_segments, const ProductOutput& output) {
   const QuantKernels& kernels = weight.kernels();
   const auto num_rows = static_cast<int>(x.rows);
   const int tile_rows = kernels.tile_rows(num_rows);
@@ -164,8 +163,7 @@ absl::Status QuantGemm::Run(const Matrix& x, const QuantPanels& weight, int64_t 
   const int panel_blocks = (panels + block_panels - 1) / block_panels;
   const int64_t width = int64_t{block_panels} * kPanel;
   const int64_t sum_size = std::min(num_rows, block_rows) * width;
-  int max_count = 1;
-  for (const Subtree& tree : subtrees) max_count = std::max(max_count, tree.count);
+  const int max_count = *std::max_element(tree_segments.begin(), tree_segments.end());
   const int levels = output.gated ? 2 : std::bit_width(static_cast<unsigned>(max_count));
   for (Scratch& s : sums_) PHX_RETURN_IF_ERROR(s.Get(levels * sum_size * 4).status());
 
@@ -183,13 +181,6 @@ absl::Status QuantGemm::Run(const Matrix& x, const QuantPanels& weight, int64_t 
     p.panel_bytes = weight.panel_bytes();
     p.num_panels = std::min(block_panels, panels - first_panel);
     p.rows = std::min(block_rows, num_rows - first_row);
-    const auto product = [&](const QuantPanels::Segment& s, float* c, int64_t stride) {
-      p.begin = s.block_begin;
-      p.blocks = s.blocks;
-      p.c = c;
-      p.c_stride = stride;
-      kernels.product(p);
-    };
     const auto end = [&] {
       if (kernels.end_task != nullptr) kernels.end_task(tile_rows);
     };
@@ -197,30 +188,49 @@ absl::Status QuantGemm::Run(const Matrix& x, const QuantPanels& weight, int64_t 
     const int64_t column = int64_t{first_panel} * kPanel;
     const int64_t cols = std::min<int64_t>((output.gated ? n / 2 : n) - column, p.num_panels * kPanel);
     float* const out = output.out + first_row * output.stride + column;
-    // Where nothing is to be added and panels are whole, results are written in place.
-    if (!output.gated && output.bias == nullptr && weight.segments().size() == 1 &&
-        cols == p.num_panels * kPanel) {
-      product(weight.segments()[0], out, output.stride);
+    const float* const bias = output.bias == nullptr ? nullptr : output.bias + column;
+    QuantTree tree = {.runs = weight.runs().data(),
+                      .tree_runs = tree_segments.data(),
+                      .num_trees = static_cast<int>(tree_segments.size()),
+                      .tree_stride = output.tree_stride,
+                      .bias = bias,
+                      .cols = cols};
+    const bool has_tree = num_rows <= kernels.tree_rows;
+    const auto product = [&](const QuantRun& run, float* c, int64_t stride) {
+      p.c = c;
+      p.c_stride = stride;
+      has_tree ? kernels.tree(p, tree) : kernels.product(p, run);
+    };
+    // What makes whole outputs, and where nothing is to be added and panels are whole, writes in place.
+    if (!output.gated &&
+        (has_tree || (bias == nullptr && weight.runs().size() == 1 && cols == p.num_panels * kPanel))) {
+      product(weight.runs()[0], out, output.stride);
       return end();
     }
     auto* const stack = static_cast<float*>(*sums_[static_cast<size_t>(thread)].Get(0));
     if (output.gated) {
-      product(weight.segments()[0], stack, width);
+      product(weight.runs()[0], stack, width);
       p.w = weight.panel(panels + first_panel);
-      product(weight.segments()[0], stack + sum_size, width);
+      product(weight.runs()[0], stack + sum_size, width);
       for (int r = 0; r < p.rows; ++r)
         Avx2SwiGlu(stack + r * width, stack + sum_size + r * width, cols, out + r * output.stride);
       return end();
     }
-    size_t segment = 0;
-    const size_t num_trees = std::max<size_t>(1, subtrees.size());
-    for (size_t tree = 0; tree < num_trees; ++tree) {
-      const int count = subtrees.empty() ? 1 : subtrees[tree].count;
-      SumShards(count, stack, sum_size, p.rows * width,
-                [&](int, float* sum) { product(weight.segments()[segment++], sum, width); });
-      const float* bias = output.bias == nullptr ? nullptr : output.bias + column;
-      float* const to = out + static_cast<int64_t>(tree) * output.tree_stride;
-      for (int r = 0; r < p.rows; ++r) Avx2AddBias(stack + r * width, bias, cols, to + r * output.stride);
+    // Panel by panel: its blocks follow one another in memory, and the sums stay in the nearest cache.
+    const int task_panels = p.num_panels;
+    p.num_panels = 1;
+    for (int panel = 0; panel < task_panels; ++panel) {
+      p.w = weight.panel(first_panel + panel);
+      const int64_t panel_cols = std::min<int64_t>(kPanel, cols - panel * kPanel);
+      const QuantRun* run = weight.runs().data();
+      for (size_t t = 0; t < tree_segments.size(); ++t) {
+        SumShards(tree_segments[t], stack, sum_size, p.rows * kPanel,
+                  [&](int, float* sum) { product(*run++, sum, kPanel); });
+        float* to = out + static_cast<int64_t>(t) * output.tree_stride + panel * kPanel;
+        for (int r = 0; r < p.rows; ++r)
+          Avx2AddBias(stack + r * kPanel, bias == nullptr ? nullptr : bias + panel * kPanel, panel_cols,
+                      to + r * output.stride);
+      }
     }
     end();
   });

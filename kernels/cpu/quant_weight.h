@@ -21,9 +21,7 @@ class QuantPanels {
   struct Segment {
     int64_t x_begin = 0;  // in columns of x
     int64_t depth = 0;
-    int phase = 0;            // of the first column in its block
-    int64_t block_begin = 0;  // in panels and packed rows
-    int64_t blocks = 0;
+    int phase = 0;  // of the first column in its block
   };
 
   // The type of all pieces, if it is one that can stay as it is.
@@ -36,7 +34,8 @@ class QuantPanels {
   QuantType type() const { return type_; }
   const QuantKernels& kernels() const { return *kernels_; }
   const std::vector<Segment>& segments() const { return segments_; }
-  int64_t blocks() const { return blocks_; }  // of a panel
+  const std::vector<QuantRun>& runs() const { return runs_; }  // the same in panels and packed rows
+  int64_t blocks() const { return blocks_; }                   // of a panel
   int num_panels() const { return num_panels_; }
   int64_t panel_bytes() const { return panel_bytes_; }
   const char* panel(int p) const { return static_cast<const char*>(memory_->data()) + p * panel_bytes_; }
@@ -49,6 +48,7 @@ class QuantPanels {
   QuantType type_ = QuantType::kQ8_0;
   const QuantKernels* kernels_ = nullptr;
   std::vector<Segment> segments_;
+  std::vector<QuantRun> runs_;
   int64_t blocks_ = 0, panel_bytes_ = 0;
   int num_panels_ = 0;
   std::unique_ptr<HostBuffer> memory_;
@@ -59,9 +59,9 @@ class QuantGemm {
  public:
   explicit QuantGemm(ThreadPool& pool) : pool_(pool), sums_(static_cast<size_t>(pool.num_threads())) {}
 
-  // `n` outputs; `subtrees` of a weight whose K is sharded, else empty.
+  // `n` outputs; segments of each tree (1 of a weight whose K is not sharded).
   absl::Status Run(const Matrix& x, const QuantPanels& weight, int64_t n,
-                   const std::vector<Subtree>& subtrees, const ProductOutput& output);
+                   const std::vector<int>& tree_segments, const ProductOutput& output);
 
  private:
   // Packs the rows of x in tiles of tile_rows.

@@ -187,6 +187,30 @@ TEST_P(QuantisedProducts, ShapesPiecesAndBias) {
   }
 }
 
+// So many outputs that a thread takes several panels at once.
+TEST_P(QuantisedProducts, ManyOutputs) {
+  Random random(8);
+  for (const DType dtype : kTypes) {
+    const Stored m = RandomMatrix(random, dtype, 635, 96);
+    PackWeightParams pack = Whole(m.source());
+    const std::vector<float> bias = random.Normal(m.rows);
+    for (const bool sharded : {false, true}) {
+      if (sharded) pack.shard_cuts = {0, 32, 40, 96};
+      auto weight = OrDie(ops_->PackWeight(pack));
+      for (const int64_t rows : {1, 5, 40}) {
+        const std::vector<float> x = random.Normal(rows * m.cols);
+        std::vector<float> want = Specified(arithmetic_, {{&m, {0, m.rows}}}, pack, x, rows);
+        ASSERT_TRUE(SameBits(want, Computed(*ops_, *weight, x, rows)))
+            << DTypeName(dtype) << (sharded ? " sharded" : "") << " T=" << rows;
+        if (sharded) continue;
+        for (size_t i = 0; i < want.size(); ++i) want[i] += bias[i % bias.size()];
+        ASSERT_TRUE(SameBits(want, Computed(*ops_, *weight, x, rows, bias)))
+            << DTypeName(dtype) << " T=" << rows;
+      }
+    }
+  }
+}
+
 TEST_P(QuantisedProducts, CutsInsideBlocksAndEmptyShards) {
   Random random(3);
   struct Case {
