@@ -126,9 +126,9 @@ void PanelProduct(const PanelProductParams& p) {
         t.w = static_cast<const uint16_t*>(p.w) + panel * p.panel_stride + k * kPanel;
         t.c = p.c + r * kTileRows * p.c_stride + panel * kPanel;
         if (row_tiles <= 2) {
-          AnyProduct<true>(t, tiles, panels, p.accumulate || k > 0);
+          AnyProduct<true>(t, tiles, panels, k > 0);
         } else {
-          AnyProduct<false>(t, tiles, panels, p.accumulate || k > 0);
+          AnyProduct<false>(t, tiles, panels, k > 0);
         }
       }
     }

@@ -137,7 +137,7 @@ void Softmax(const float* scores, int n, float scale, int row, int rows, float* 
   __m256 best = lowest;
   for (int j = 0; j < n; j += 8) {
     const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(scores + j), s);
-    const __m256i mask = LaneMask(n - j < 8 ? n - j : 8);
+    const __m256i mask = LaneMask(n - j);
     best = _mm256_max_ps(best, _mm256_blendv_ps(lowest, x, _mm256_castsi256_ps(mask)));
   }
   const float max = MaxLanes(best);
@@ -145,7 +145,7 @@ void Softmax(const float* scores, int n, float scale, int row, int rows, float* 
   __m256 sum = _mm256_setzero_ps();
   for (int j = 0; j < n; j += 8) {
     const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(scores + j), s);
-    const __m256i mask = LaneMask(n - j < 8 ? n - j : 8);
+    const __m256i mask = LaneMask(n - j);
     const __m256 e = _mm256_and_ps(Exp8(_mm256_sub_ps(x, m)), _mm256_castsi256_ps(mask));
     sum = _mm256_add_ps(sum, e);
     _mm256_storeu_ps(tile + j * rows + row * 8, e);

@@ -54,7 +54,7 @@ void Avx2RmsNorm(const float* x, const float* weight, float eps, int64_t n, floa
     }
   }
   for (int j = 0; i < n; i += 8, ++j) {
-    const __m256 v = _mm256_maskload_ps(x + i, LaneMask(n - i < 8 ? n - i : 8));
+    const __m256 v = _mm256_maskload_ps(x + i, LaneMask(n - i));
     sums[j] = _mm256_fmadd_ps(v, v, sums[j]);
   }
   const float sum = SumLanes(_mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
@@ -102,7 +102,7 @@ void Avx2FindMax(const float* logits, int64_t n, float* max, int64_t* index, boo
     }
   }
   for (; i < n; i += 8) {
-    const __m256i mask = LaneMask(n - i < 8 ? n - i : 8);
+    const __m256i mask = LaneMask(n - i);
     const __m256 v =
         _mm256_blendv_ps(lowest, _mm256_maskload_ps(logits + i, mask), _mm256_castsi256_ps(mask));
     ok = _mm256_and_ps(ok, _mm256_cmp_ps(v, finite, _CMP_LE_OQ));
@@ -114,7 +114,7 @@ void Avx2FindMax(const float* logits, int64_t n, float* max, int64_t* index, boo
   if (!*valid) return;
   const __m256 wanted = _mm256_set1_ps(*max);
   for (i = 0; i < n; i += 8) {
-    const __m256i mask = LaneMask(n - i < 8 ? n - i : 8);
+    const __m256i mask = LaneMask(n - i);
     const __m256 equal = _mm256_cmp_ps(_mm256_maskload_ps(logits + i, mask), wanted, _CMP_EQ_OQ);
     const int bits = _mm256_movemask_ps(_mm256_and_ps(equal, _mm256_castsi256_ps(mask)));
     if (bits == 0) continue;

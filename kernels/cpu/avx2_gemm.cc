@@ -61,8 +61,7 @@ void Product(const PanelProductParams& p) {
         const int rows = TileBegin(p.rows, tiles, kMaxTileRows, true, t + 1) - begin;
         TileProduct<W>(rows, a + begin * p.a_depth + (p.a_begin + k) * rows,
                        w + panel * p.panel_stride + k * kPanel, p.panel_stride, 1, depth,
-                       p.c + begin * p.c_stride + panel * kPanel, p.c_stride, p.accumulate || k > 0,
-                       t == 0 ? next : 0);
+                       p.c + begin * p.c_stride + panel * kPanel, p.c_stride, k > 0, t == 0 ? next : 0);
       }
     }
   }

@@ -47,7 +47,7 @@ template <int MR, int NP, typename W>
     if (ahead != 0) {
       for (int p = 0; p < NP; ++p) {
         const char* const next = reinterpret_cast<const char*>(w + p * panel_stride) + ahead;
-        for (size_t line = 0; line < 8 * kPanel * sizeof(W); line += 64)
+        for (int line = 0; line < 8 * kPanel * static_cast<int>(sizeof(W)); line += 64)
           _mm_prefetch(next + line, _MM_HINT_T0);
       }
     }

@@ -84,7 +84,7 @@ void PairStoreKey(const float* key, int64_t n, uint16_t* place) {
 
 void PairStoreValue(const float* value, int64_t n, bool odd, int64_t panel_stride, uint16_t* place) {
   for (int64_t d = 0; d < n; d += kPanel, place += panel_stride) {
-    const __mmask16 lanes = FirstLanes(n - d < kPanel ? static_cast<int>(n - d) : kPanel);
+    const __mmask16 lanes = FirstLanes(n - d);
     const __m256bh bf = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, value + d));
     __m256i rounded;
     memcpy(&rounded, &bf, sizeof(rounded));

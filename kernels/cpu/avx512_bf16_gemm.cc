@@ -35,10 +35,7 @@ void Avx512PackRowsBf16(const float* x, int64_t stride, int rows, int tile_rows,
   uint16_t* out = static_cast<uint16_t*>(tile) + begin * tile_rows;
   for (int64_t k = 0; k < depth; k += kUnit, out += tile_rows * kUnit) {
     const int64_t left = depth - k;
-    const __mmask16 low = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-    const __mmask16 high = left >= 32   ? 0xffff
-                           : left <= 16 ? 0
-                                        : static_cast<__mmask16>((1u << (left - 16)) - 1);
+    const __mmask16 low = FirstLanes(left), high = FirstLanes(left - 16);
     for (int i = 0; i < tile_rows; ++i) {
       __m512 a = _mm512_setzero_ps(), b = _mm512_setzero_ps();
       if (i < rows) {
@@ -57,7 +54,7 @@ void Avx512PackWeightsBf16Pairs(const float* rows, int64_t stride, int64_t depth
   auto* out = static_cast<uint16_t*>(panel);
   for (int64_t k = 0; k < depth; k += 16) {
     const int64_t left = depth - k;
-    const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+    const __mmask16 mask = FirstLanes(left);
     for (int half = 0; half < 2; ++half) {
       __m256 words[8];
       for (int j = 0; j < 8; ++j) {

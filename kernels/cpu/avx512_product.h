@@ -120,14 +120,8 @@ void Product(const PanelProductParams& p) {
       for (int t = 0; t < tiles; ++t) {
         const int row = TileBegin(p.rows, tiles, kMaxTileRows, true, t);
         const int rows = TileBegin(p.rows, tiles, kMaxTileRows, true, t + 1) - row;
-        const Tile<Words> tile = {a + row * row_depth + (begin + k) * rows,
-                                  stride,
-                                  next,
-                                  panels,
-                                  words,
-                                  p.c + row * p.c_stride + panel * kPanel,
-                                  p.c_stride,
-                                  p.accumulate || k > 0};
+        const Tile<Words> tile = {a + row * row_depth + (begin + k) * rows, stride,     next, panels, words,
+                                  p.c + row * p.c_stride + panel * kPanel,  p.c_stride, k > 0};
         t == 0 ? TileProduct<Words, true>(rows, tile, slice) : TileProduct<Words, false>(rows, tile, slice);
       }
     }
@@ -184,7 +178,7 @@ void TileTree(const TreeProductParams& p, int row, int rows, int panel, int64_t 
 }
 
 template <typename Words, int NP>
-void PanelsTree(const TreeProductParams& p, int panel) {
+void RowsTree(const TreeProductParams& p, int panel) {
   const int tiles = NumTiles(p.rows, kMaxTileRows);
   if (tiles == 1) return TileTree<Words, NP, true>(p, 0, p.rows, panel, kAhead);
   if constexpr (NP <= 2) {
@@ -205,10 +199,10 @@ void BlockTree(const TreeProductParams& p) {
   int panel = p.first_panel;
   // One or two rows alone have too few independent chains for the multiply-adds' latency.
   if (p.rows <= 2) {
-    for (; panel + 4 <= end; panel += 4) PanelsTree<Words, 4>(p, panel);
+    for (; panel + 4 <= end; panel += 4) RowsTree<Words, 4>(p, panel);
   }
-  for (; panel + 2 <= end; panel += 2) PanelsTree<Words, 2>(p, panel);
-  if (panel < end) PanelsTree<Words, 1>(p, panel);
+  for (; panel + 2 <= end; panel += 2) RowsTree<Words, 2>(p, panel);
+  if (panel < end) RowsTree<Words, 1>(p, panel);
 }
 
 }  // namespace

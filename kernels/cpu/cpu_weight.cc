@@ -1,7 +1,6 @@
 #include "kernels/cpu/cpu_weight.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 
 #include "base/status_macros.h"
@@ -12,7 +11,7 @@ namespace {
 
 int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-bool UsesTree(const CpuWeight& weight, int64_t rows) {
+bool UsesManyRowsTree(const CpuWeight& weight, int64_t rows) {
   const GemmKernels& kernels = weight.kernels();
   return weight.quant() == nullptr && kernels.many_rows_tree != nullptr && rows > kernels.max_tile_rows &&
          weight.row_depth() <= kernels.tree_depth;
@@ -119,7 +118,7 @@ absl::Status CpuGemm::ShardedMatmul(const Matrix& x, const CpuWeight& weight, fl
 }
 
 bool CpuGemm::CanGate(const CpuWeight& weight, int64_t rows) {
-  return (weight.quant() != nullptr || UsesTree(weight, rows)) && weight.subtrees().empty() &&
+  return (weight.quant() != nullptr || UsesManyRowsTree(weight, rows)) && weight.subtrees().empty() &&
          weight.n() % (2 * kPanel) == 0;
 }
 
@@ -128,7 +127,8 @@ absl::Status CpuGemm::GatedMatmul(const Matrix& x, const CpuWeight& weight, cons
 }
 
 bool CpuGemm::CanGate(const CpuWeight& gate_up, const CpuWeight& down, int64_t rows) {
-  if (!CanGate(gate_up, rows) || !UsesTree(gate_up, rows) || !UsesTree(down, rows)) return false;
+  if (!CanGate(gate_up, rows) || !UsesManyRowsTree(gate_up, rows) || !UsesManyRowsTree(down, rows))
+    return false;
   // Without padding packed k lie as columns do.
   const int unit = down.kernels().k_unit;
   return std::all_of(down.segments().begin(), down.segments().end(),
@@ -148,13 +148,13 @@ absl::Status CpuGemm::GatedShardedMatmul(const Matrix& x, const CpuWeight& gate_
                            .gated = true,
                            .packed = packed,
                            .packed_depth = down.row_depth()}));
-  RunTree(static_cast<const char*>(packed), static_cast<int>(x.rows), down,
-          {.out = sums, .stride = down.n(), .tree_stride = tree_stride, .bias = nullptr});
+  RunManyRowsTree(static_cast<const char*>(packed), static_cast<int>(x.rows), down,
+                  {.out = sums, .stride = down.n(), .tree_stride = tree_stride, .bias = nullptr});
   return absl::OkStatus();
 }
 
-void CpuGemm::RunTree(const char* packed_rows, int num_rows, const CpuWeight& weight,
-                      const ProductOutput& output) {
+void CpuGemm::RunManyRowsTree(const char* packed_rows, int num_rows, const CpuWeight& weight,
+                              const ProductOutput& output) {
   const GemmKernels& kernels = weight.kernels();
   // All rows of a task stay in the second-level cache.
   constexpr int64_t kRowBytes = 640 << 10;
@@ -196,14 +196,14 @@ absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Produc
   const GemmKernels& kernels = weight.kernels();
   const auto num_rows = static_cast<int>(x.rows);
   const int max_tile = kernels.max_tile_rows;
-  const bool tree = UsesTree(weight, num_rows);
+  const bool many_rows_tree = UsesManyRowsTree(weight, num_rows);
 
   // Rows are cut into blocks of whole tiles, blocks and panels into tasks.
   const int num_blocks = (num_rows + kernels.block_rows - 1) / kernels.block_rows;
   const auto block_begin = [&](int b) { return std::min(num_rows, b * kernels.block_rows); };
   const auto block_size = [&](int b) { return block_begin(b + 1) - block_begin(b); };
   const auto tile_rows_of = [&](int rows, int tiles, int t) {
-    if (!kernels.balanced) return tiles == 1 && !tree ? rows : max_tile;
+    if (!kernels.balanced) return tiles == 1 && !many_rows_tree ? rows : max_tile;
     return TileBegin(rows, tiles, max_tile, true, t + 1) - TileBegin(rows, tiles, max_tile, true, t);
   };
   const int64_t packed_row_bytes = weight.row_depth() * kernels.row_bytes;
@@ -230,8 +230,8 @@ absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Produc
     pool_.Run(int64_t{num_blocks} * tiles_per_block, pack_tile);
   }
 
-  if (tree) {
-    RunTree(packed_rows, num_rows, weight, output);
+  if (many_rows_tree) {
+    RunManyRowsTree(packed_rows, num_rows, weight, output);
     return absl::OkStatus();
   }
   if (kernels.block_tree != nullptr && (num_rows <= max_tile || weight.row_depth() <= kernels.tree_depth)) {
@@ -276,7 +276,6 @@ absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Produc
     p.num_panels = num_panels;
     p.rows = rows;
     p.c_stride = width;
-    p.accumulate = false;
     if (kernels.begin_task != nullptr) kernels.begin_task(rows);
     // Where nothing is to be added, and the kernels write whole panels and tiles of their own rows only, they
     // write the result in place.

@@ -85,7 +85,8 @@ class CpuGemm {
 
  private:
   // By the kernels' many_rows_tree; rows are packed.
-  void RunTree(const char* packed_rows, int num_rows, const CpuWeight& weight, const ProductOutput& output);
+  void RunManyRowsTree(const char* packed_rows, int num_rows, const CpuWeight& weight,
+                       const ProductOutput& output);
   absl::Status Run(const Matrix& x, const CpuWeight& weight, const ProductOutput& output);
 
   ThreadPool& pool_;

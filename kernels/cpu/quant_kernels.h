@@ -95,7 +95,7 @@ struct QuantKernels {
   void (*pack)(const QuantPackParams& params);
   // Of one run; null where `tree` takes any number of rows.
   void (*product)(const QuantProductParams& params, const QuantRun& run);
-  // Whole outputs, of up to tree_rows rows.
+  // Whole outputs, where there are up to tree_rows rows in all; null where that is 0.
   void (*tree)(const QuantProductParams& params, const QuantTree& tree);
   int tree_rows;
   // Around the products of one task on a thread; null where there is nothing to do.

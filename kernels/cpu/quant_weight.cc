@@ -58,14 +58,14 @@ absl::StatusOr<std::unique_ptr<QuantPanels>> QuantPanels::Pack(QuantType type, c
     weight->blocks_ += blocks;
   }
   // Rows of the result, of which row i is row first_row of a source.
-  struct Run {
+  struct PieceRows {
     const WeightSource* source;
     int64_t begin, end, first_row;
   };
-  std::vector<Run> runs;
+  std::vector<PieceRows> pieces;
   int64_t n = 0;
   for (const WeightPiece& piece : p.pieces) {
-    runs.push_back({&piece.source, n, n + piece.rows.size(), piece.rows.begin});
+    pieces.push_back({&piece.source, n, n + piece.rows.size(), piece.rows.begin});
     n += piece.rows.size();
   }
   weight->num_panels_ = static_cast<int>((n + kPanel - 1) / kPanel);
@@ -77,10 +77,10 @@ absl::StatusOr<std::unique_ptr<QuantPanels>> QuantPanels::Pack(QuantType type, c
   if (packed) return weight;
   pool.Run(weight->num_panels_, [&](int64_t panel, int) {
     char* const to = const_cast<char*>(weight->panel(static_cast<int>(panel)));
-    for (const Run& run : runs) {
-      const int64_t end = std::min(run.end, (panel + 1) * kPanel);
-      for (int64_t row = std::max(run.begin, panel * kPanel); row < end; ++row) {
-        weight->PackRow(*run.source, run.first_row + row - run.begin, p.cols.begin, to,
+    for (const PieceRows& rows : pieces) {
+      const int64_t end = std::min(rows.end, (panel + 1) * kPanel);
+      for (int64_t row = std::max(rows.begin, panel * kPanel); row < end; ++row) {
+        weight->PackRow(*rows.source, rows.first_row + row - rows.begin, p.cols.begin, to,
                         static_cast<int>(row - panel * kPanel));
       }
     }
@@ -162,10 +162,12 @@ absl::Status QuantGemm::Run(const Matrix& x, const QuantPanels& weight, int64_t 
   const int block_panels = std::clamp(panels * num_blocks / (pool_.num_threads() * 8), 1, max_panels);
   const int panel_blocks = (panels + block_panels - 1) / block_panels;
   const int64_t width = int64_t{block_panels} * kPanel;
-  const int64_t sum_size = std::min(num_rows, block_rows) * width;
+  const bool has_tree = num_rows <= kernels.tree_rows;
   const int max_count = *std::max_element(tree_segments.begin(), tree_segments.end());
-  const int levels = output.gated ? 2 : std::bit_width(static_cast<unsigned>(max_count));
-  for (Scratch& s : sums_) PHX_RETURN_IF_ERROR(s.Get(levels * sum_size * 4).status());
+  // Both halves of gated outputs, or pending sums of a panel.
+  const int64_t sum_size = std::min(num_rows, block_rows) * (output.gated ? width : kPanel);
+  const int sums = output.gated ? 2 : has_tree ? 0 : std::bit_width(static_cast<unsigned>(max_count));
+  for (Scratch& s : sums_) PHX_RETURN_IF_ERROR(s.Get(sums * sum_size * 4).status());
 
   pool_.Run(int64_t{panel_blocks} * num_blocks, [&](int64_t task, int thread) {
     const int first_row = static_cast<int>(task / panel_blocks) * block_rows;
@@ -189,13 +191,12 @@ absl::Status QuantGemm::Run(const Matrix& x, const QuantPanels& weight, int64_t 
     const int64_t cols = std::min<int64_t>((output.gated ? n / 2 : n) - column, p.num_panels * kPanel);
     float* const out = output.out + first_row * output.stride + column;
     const float* const bias = output.bias == nullptr ? nullptr : output.bias + column;
-    QuantTree tree = {.runs = weight.runs().data(),
-                      .tree_runs = tree_segments.data(),
-                      .num_trees = static_cast<int>(tree_segments.size()),
-                      .tree_stride = output.tree_stride,
-                      .bias = bias,
-                      .cols = cols};
-    const bool has_tree = num_rows <= kernels.tree_rows;
+    const QuantTree tree = {.runs = weight.runs().data(),
+                            .tree_runs = tree_segments.data(),
+                            .num_trees = static_cast<int>(tree_segments.size()),
+                            .tree_stride = output.tree_stride,
+                            .bias = bias,
+                            .cols = cols};
     const auto product = [&](const QuantRun& run, float* c, int64_t stride) {
       p.c = c;
       p.c_stride = stride;

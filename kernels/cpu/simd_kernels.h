@@ -32,14 +32,13 @@ struct PanelProductParams {
   int rows;
   float* c;  // [rows, num_panels * 16]; AMX: rows rounded up to 16
   int64_t c_stride;
-  bool accumulate;  // go on from c
 };
 
 // A run of k that is summed by itself.
 struct ProductSegment {
   int64_t a_begin;  // in packed rows
   int64_t w_begin;  // in panels
-  int64_t depth;    // a multiple of 32
+  int64_t depth;    // bf16 pairs: a multiple of 32
 };
 
 // Pending sums of a tree while its segments are summed: log2 of the most segments.
@@ -89,7 +88,8 @@ struct GemmKernels {
   int block_rows;         // rows of a task, a multiple of max_tile_rows
   int block_panels;       // panels of a task when there are many rows,
   int deep_block_panels;  // and where k is beyond shallow_k
-  int64_t shallow_k;      // up to this k an output is written once: results may go where they belong at once
+  // Up to this k `product` writes an output once: results may go where they belong at once.
+  int64_t shallow_k;
   // Packs rows <= tile_rows rows of x, k in [0, depth), as columns [begin, begin + depth rounded up to
   // k_unit) of a tile of tile_rows rows. The padding is zero or never read.
   void (*pack)(const float* x, int64_t stride, int rows, int tile_rows, int64_t depth, void* tile,

@@ -120,6 +120,8 @@ Flags ParseFlags(int argc, char** argv) {
       Fail(absl::StrCat(name, " ", value, ": unknown option or value"));
     }
   }
+  flags.shards = std::max(flags.tp, flags.shards);
+  if (flags.against_shards > 0) flags.against_shards = std::max(flags.tp, flags.against_shards);
   return flags;
 }
 
@@ -269,6 +271,8 @@ class Report {
              {"kv_cache_dtype", KvTypeName(info.kv_type)},
              {"tp", flags.tp},
              {"threads_per_rank", flags.threads},
+             {"shards", flags.shards},
+             {"against_shards", flags.against_shards},
              {"weight_bytes", weight_bytes_},
              {"read_bytes_per_second", bandwidth_},
              {"peak_flops", peak_}};
@@ -366,7 +370,7 @@ int Main(int argc, char** argv) {
   std::vector<Bench> benches;
   for (const int shards : {flags.shards, flags.against_shards}) {
     if (shards == 0) continue;
-    options.num_shards = std::max(flags.tp, shards);
+    options.num_shards = shards;
     absl::StatusOr<std::unique_ptr<TestGroup>> group = TestGroup::Create(*file, options);
     if (!group.ok()) Fail(group.status().ToString());
     groups.push_back(*std::move(group));

@@ -100,7 +100,8 @@ TEST(Avx512ProductsTest, HaveTheBitsOfAvx2) {
   for (const Compute compute : {Compute::kFp32, Compute::kFast}) {
     auto avx2 = OrDie(CreateOps({"avx2", compute, 1})), avx512 = OrDie(CreateOps({"avx512", compute, 2}));
     Random random(11);
-    for (const auto& [k, n] : {std::pair<int64_t, int64_t>{7, 16}, {256, 50}, {700, 33}, {1031, 100}}) {
+    for (const auto& [k, n] :
+         {std::pair<int64_t, int64_t>{7, 16}, {256, 50}, {700, 33}, {1031, 100}, {4500, 33}}) {
       const std::vector<float> w = random.Normal(n * k), x = random.Normal(150 * k);
       PackWeightParams pack;
       pack.pieces = {{{w.data(), DType::kF32, n, k}, {0, n}}};

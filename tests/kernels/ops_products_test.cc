@@ -167,7 +167,7 @@ TEST_P(OpsTest, ShardedMatmul) {
     int first_shard;
     std::vector<int64_t> cuts;
   };
-  const std::vector<Case> cases = {
+  std::vector<Case> cases = {
       {48, 576, 0, {0, 72, 144, 216, 288, 360, 432, 504, 576}},
       {33, 200, 0, {0, 0, 64, 65, 65, 130, 131, 200, 200}},  // empty and tiny shards
       {16, 100, 5, {0, 10, 40, 100}},
@@ -175,7 +175,10 @@ TEST_P(OpsTest, ShardedMatmul) {
       {0, 64, 0, {0, 32, 64}},                      // no outputs
       {20, 90, 1, {0, 9, 20, 33, 41, 58, 66, 90}},  // subtrees of 1, 2, 4 shards
       {130, 640, 7, {0, 640}},
+      {33, 640, 0, {}},  // as many shards as may be
+      {20, 9000, 0, {0, 3000, 4600, 6000, 9000}},
   };
+  for (int64_t s = 0; s <= kMaxShards; ++s) cases[7].cuts.push_back(s * 10);
   for (const Case& c : cases) {
     const std::vector<float> w = random.Normal(c.n * c.k);
     PackWeightParams pack;
