@@ -14,8 +14,9 @@ using internal::v1::ServeResponse;
 
 constexpr std::chrono::milliseconds kFirstBackoff{100};
 constexpr std::chrono::milliseconds kLongestBackoff{2000};
-// Steps of tokens that may wait for a coordinator: some seconds of a fast group.
-constexpr size_t kMaxQueued = 1024;
+// Steps of tokens that may wait for a coordinator: over a second of the smallest model, which makes 5,000 a
+// second, and a minute of others; at most 13 KB each (64 sequences with 20 log-probabilities).
+constexpr size_t kMaxQueued = 8192;
 
 }  // namespace
 
