@@ -1,5 +1,5 @@
-// The micro-kernel of the AVX-512 products and its loop over rows and panels. For files compiled for AVX-512;
-// everything has internal linkage.
+// The micro-kernel of the AVX-512 products, its loop over rows and panels, and whole outputs of trees of
+// shards. For files compiled for AVX-512; everything has internal linkage.
 //
 // It works on words: of one k, or of a pair of them (bf16 times bf16). A panel holds for each word of k the
 // 16 outputs; a tile of MR packed rows holds, for each run of kRun words, those of row 0, of row 1, ... Every

@@ -98,8 +98,9 @@ struct GemmKernels {
   // wants).
   void (*pack_weights)(const float* rows, int64_t stride, int64_t depth, void* panel);
   void (*product)(const PanelProductParams& params);
-  // Null where there is none. For a block of rows (all_panels and what is said of gates is not read) and for
-  // all of them, more than one tile. Several tiles: of at most tree_depth packed k.
+  // Whole outputs; null where there is none. block_tree: of one block of rows (all_panels and what is said of
+  // gates is not read). many_rows_tree: of more than one tile. Several tiles of either: at most tree_depth
+  // packed k.
   void (*block_tree)(const TreeProductParams& params);
   void (*many_rows_tree)(const TreeProductParams& params);
   int64_t tree_depth;
