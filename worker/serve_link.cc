@@ -15,7 +15,7 @@ using internal::v1::ServeResponse;
 constexpr std::chrono::milliseconds kFirstBackoff{100};
 constexpr std::chrono::milliseconds kLongestBackoff{2000};
 // Steps of tokens that may wait for a coordinator: over a second of the smallest model, which makes 5,000 a
-// second, and a minute of others; at most 13 KB each (64 sequences with 20 log-probabilities).
+// second, and half a minute of a fast one. About 13 KB each where 64 sequences want 20 log-probabilities.
 constexpr size_t kMaxQueued = 8192;
 
 }  // namespace

@@ -280,8 +280,7 @@ absl::Status CpuGemm::Run(const Matrix& x, const CpuWeight& weight, const Produc
     // Where nothing is to be added, and the kernels write whole panels and tiles of their own rows only, they
     // write the result in place.
     const bool in_place = output.bias == nullptr && weight.segments().size() == 1 && !deep &&
-                          cols == num_panels * kPanel &&
-                          (kernels.balanced || rows % max_tile == 0 || rows < max_tile);
+                          cols == num_panels * kPanel && (rows % max_tile == 0 || rows < max_tile);
     size_t segment = 0;
     for (size_t t = 0; t < weight.tree_segments().size(); ++t) {
       SumShards(weight.tree_segments()[t], stack, sum_size, rows * width, [&](int, float* sum) {

@@ -88,7 +88,8 @@ struct GemmKernels {
   int block_rows;         // rows of a task, a multiple of max_tile_rows
   int block_panels;       // panels of a task when there are many rows,
   int deep_block_panels;  // and where k is beyond shallow_k
-  // Up to this k `product` writes an output once: results may go where they belong at once.
+  // Up to this k `product` writes an output once: results may go where they belong at once. 0 where
+  // block_tree takes all of so small a k.
   int64_t shallow_k;
   // Packs rows <= tile_rows rows of x, k in [0, depth), as columns [begin, begin + depth rounded up to
   // k_unit) of a tile of tile_rows rows. The padding is zero or never read.

@@ -121,7 +121,9 @@ Flags ParseFlags(int argc, char** argv) {
     }
   }
   flags.shards = std::max(flags.tp, flags.shards);
-  if (flags.against_shards > 0) flags.against_shards = std::max(flags.tp, flags.against_shards);
+  if (flags.against_shards > 0 && flags.against_shards < flags.tp)
+    Fail(absl::StrCat("--against-shards ", flags.against_shards, ": fewer than the ", flags.tp,
+                      " ranks of --tp"));
   return flags;
 }
 
